@@ -1,0 +1,146 @@
+"""`segray VERB job.toml [--flags]`: the command line. Verbs are imported only when they are used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from seg_models.names import did_you_mean
+
+USER_ERROR, JOB_ERROR, INTERRUPTED = 2, 1, 130
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One thing a user can run."""
+
+    job: str
+    """Settings class in jobs.specs."""
+    module: str
+    """Module whose `run(job, dry_run=...)` does it."""
+    summary: str
+
+
+VERBS: dict[str, Verb] = {
+    "ingest": Verb("IngestJob", "jobs.ingest", "images and labels of a source -> a dataset"),
+    "check": Verb("CheckJob", "jobs.check", "scan a dataset for wrong labels, bad files and duplicates"),
+    "pssl": Verb("PsslJob", "jobs.pssl", "images with classes -> pseudo-labels from an ensemble of explanations"),
+    "train": Verb("TrainJob", "jobs.train", "datasets and a recipe -> a checkpoint"),
+    "autolabel": Verb("AutolabelJob", "jobs.autolabel", "a teacher checkpoint and images -> a label set"),
+    "evaluate": Verb("EvaluateJob", "jobs.evaluate", "a checkpoint and a labelled split -> metrics and pictures"),
+    "predict": Verb("PredictJob", "jobs.predict", "a checkpoint and any images -> label maps"),
+    "export": Verb("ExportJob", "jobs.export", "a checkpoint -> torch.export and ONNX files"),
+    "report": Verb("ReportJob", "jobs.report", "write the HTML page of a finished run again"),
+    "models": Verb("ModelsJob", "jobs.models", "list the named models with parameters and GMAC"),
+    "demo": Verb("DemoJob", "jobs.demo", "the whole walk on an embedded sample"),
+    "real": Verb("RealJob", "jobs.real", "the whole walk on the real data beside the project"),
+}
+SUBMIT = "submit"
+OWN_PAGE = ("report", "demo", "real")  # verbs that write their page themselves
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `segray` command; exits with 0, 1 (the job failed), 2 (the request was wrong) or 130."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code. Errors are lines on standard error, never only a traceback."""
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("segray: interrupted; run the same command again to continue", file=sys.stderr)
+        return INTERRUPTED
+    except ValueError as error:
+        return _complain(error, USER_ERROR)
+    except Exception as error:
+        return _complain(error, JOB_ERROR)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"segray {version('segray')}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name == SUBMIT:
+        from jobs.submit import submit_command
+
+        return submit_command(rest)
+    if "-h" in rest or "--help" in rest:
+        print(verb_help(name))
+        return 0
+    job, options = parse_verb(name, rest)
+    outcome = importlib.import_module(VERBS[name].module).run(job, dry_run=options["dry_run"])
+    if not options["dry_run"] and getattr(job, "report", False) and name not in OWN_PAGE:
+        from jobs.report import report_of
+
+        print(f"report: {report_of(name, job)}")
+    return JOB_ERROR if outcome.get("failed") else 0
+
+
+def parse_verb(name: str, arguments: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """The checked job of a verb and the options that are no settings (`--dry-run`).
+
+    Raises:
+        ValueError: unknown verb, or settings that are wrong.
+    """
+    if name not in VERBS:
+        known = [*VERBS, SUBMIT]
+        raise ValueError(f"unknown verb {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+    from jobs.load import load_job, parse_flags  # brings torch along, which `segray --help` need not wait for
+
+    rest = [argument for argument in arguments if argument != "--dry-run"]
+    options = {"dry_run": len(rest) < len(arguments)}
+    path = rest.pop(0) if rest and not rest[0].startswith("-") else None
+    if name == "models":
+        rest = ["--json-output" if argument == "--json" else argument for argument in rest]
+    return load_job(job_class(name), path=path, flags=parse_flags(rest)), options
+
+
+def job_class(name: str) -> Any:
+    """The settings class of a verb."""
+    return getattr(importlib.import_module("jobs.specs"), VERBS[name].job)
+
+
+def _help() -> str:
+    lines = ["usage: segray VERB [job.toml] [--key value ...] [--dry-run]", "", "verbs:"]
+    lines += [f"  {name:<10} {verb.summary}" for name, verb in VERBS.items()]
+    lines += [f"  {SUBMIT:<10} send any of these to a running Ray cluster", ""]
+    lines += ["`segray VERB --help` lists the settings of a verb; every key of the job file is also a flag."]
+    return "\n".join(lines)
+
+
+def verb_help(name: str) -> str:
+    """Help text of a verb, generated from its settings.
+
+    Raises:
+        ValueError: unknown verb.
+    """
+    if name not in VERBS:
+        raise ValueError(f"unknown verb {name!r}{did_you_mean(name, VERBS)}; known: {', '.join(VERBS)}")
+    from jobs.help import settings_help
+
+    usage = f"usage: segray {name} [job.toml] [--key value ...] [--dry-run]\n\n{VERBS[name].summary}\n"
+    return f"{usage}\n{settings_help(job_class(name))}"
+
+
+def _complain(error: Exception, code: int) -> int:
+    if os.environ.get("SEGRAY_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    kind = "" if code == USER_ERROR else f"{type(error).__name__}: "
+    for line in (str(error) or type(error).__name__).splitlines():
+        print(f"segray: error: {kind}{line}", file=sys.stderr)
+        kind = ""
+    if code == JOB_ERROR and os.environ.get("SEGRAY_TRACEBACK") != "1":
+        print("segray: set SEGRAY_TRACEBACK=1 to see where this happened", file=sys.stderr)
+    return code

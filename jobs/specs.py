@@ -1,0 +1,237 @@
+"""What a user's file holds: one settings class per verb."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from pipelines.pssl import EnsembleSpec, PsslSpec
+from pipelines.shards import ComputeSpec
+from pipelines.sources import AnySource
+from seg_models.predictor import PredictorSpec
+from seg_models.recipes import resolve_recipe
+from seg_models.recipes.recipe import Recipe
+from seg_models.spec import AnyModelSpec, Spec
+
+AnyRecipe = Annotated[Recipe, BeforeValidator(resolve_recipe)]
+"""A recipe by name, or a table with `base` (a recipe's name) and only what differs, or a whole one."""
+
+
+class TrackingSpec(Spec):
+    """Where MLflow runs go."""
+
+    uri: str | None = None
+    """MLflow tracking URI; default: MLFLOW_TRACKING_URI, else a `mlflow.db` SQLite file beside the output."""
+    experiment: str = "segray"
+    enabled: bool = True
+    """Track the job in MLflow."""
+
+
+class Job(Spec):
+    """What every job has."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Run name; the same name continues a run."""
+    compute: ComputeSpec = ComputeSpec()
+    tracking: TrackingSpec = TrackingSpec()
+    report: bool = True
+    """Write a self-contained HTML report of the run."""
+
+
+class IngestJob(Job):
+    """Images and labels of any source -> a dataset."""
+
+    name: str = "ingest"
+    source: AnySource
+    """What to read: `kind` is folder, camvid or imagenet."""
+    dataset: str
+    """Folder or object-store prefix of the dataset to write."""
+    labels: str = "human"
+    """Name of the label set written for sources that have labels."""
+    shard_rows: int = Field(256, gt=0)
+    """Largest number of images in a shard."""
+    shard_mb: int = Field(64, gt=0)
+    """Largest size of a shard's image bytes, in MB."""
+    seed: int = 0
+    """Deals images to shards."""
+    max_rejected: float = Field(0.5, ge=0, le=1)
+    """Largest share of unreadable rows before the job stops with an error."""
+
+
+class CheckJob(Job):
+    """Scan a dataset: label values, class pixels, unreadable files, duplicates between splits."""
+
+    name: str = "check"
+    dataset: str
+    labels: str = "human"
+    output: str = "out/check"
+
+
+class PsslJob(Job):
+    """Images with classes -> a pseudo-label set beside them: made by an ensemble, or imported as released."""
+
+    name: str = "pssl"
+    dataset: str
+    split: str | None = None
+    """Only this split; default all."""
+    labels: str = "pssl"
+    """Name of the label set to write."""
+    pssl: PsslSpec = PsslSpec()
+    """How labels are made; fingerprinted into the label plan."""
+    ensemble: EnsembleSpec = EnsembleSpec()
+    """The classifiers that are explained."""
+    import_from: str | None = None
+    """Folder of released labels (`train/<wnid>/<image>.JPEG_eiseg.npz`) to import instead of making any."""
+    import_minus_one: Literal["void", "background"] = "void"
+    """What -1 in a released label means; `background` is what its own loader makes of it."""
+    max_rejected: float = Field(0.5, ge=0, le=1)
+    """Largest share of rows without a label before the job stops with an error."""
+
+    @model_validator(mode="after")
+    def _check_origin(self) -> Self:
+        given = bool(self.ensemble.presets or self.ensemble.classifiers)
+        if self.import_from is not None and (given or self.pssl != PsslSpec()):
+            raise ValueError("import_from takes released labels as they are: `ensemble` and `pssl` have no effect")
+        if self.import_from is None and self.import_minus_one != "void":
+            raise ValueError("import_minus_one has no effect without import_from")
+        if self.import_from is None and not given and self.pssl.explainer.kind != "random":
+            raise ValueError("ensemble: no classifiers; name `presets` (efficientnet_lite, timm15) or `classifiers`")
+        return self
+
+
+class TrainData(Spec):
+    """One part of the training data: a label set of a dataset."""
+
+    dataset: str
+    labels: str = "human"
+    split: str = "train"
+
+
+class TrainJob(Job):
+    """Datasets and a recipe -> a checkpoint."""
+
+    name: str
+    recipe: AnyRecipe
+    data: tuple[TrainData, ...] = Field(min_length=1)
+    """Label sets to train on together; they must agree on the class list."""
+    validate_on: TrainData | None = None
+    """Evaluated once after training."""
+    output: str = "out/runs"
+    """The run's folder is `output`/`name`."""
+    init_from: str | None = None
+    """A checkpoint to start from; class-dependent parameters are new when the class lists differ."""
+    workers: int = Field(1, gt=0)
+    """Ray Train workers; must divide the recipe's lanes and global batch."""
+    accumulate: int = Field(1, gt=0)
+    """Micro-batches per step; workers * per-worker batch * accumulate = global batch."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a CUDA device that has it, else fp32."""
+    threads: int | None = None
+    """Torch threads of each worker; default: its share of the CPUs."""
+    deterministic: bool = True
+    """Deterministic algorithms, so that resume equals no interruption."""
+    checkpoint_every: int = Field(500, gt=0)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(2, gt=0)
+    log_every: int = Field(20, gt=0)
+    max_failures: int = 3
+    """Worker-group restarts before the run gives up."""
+
+
+class EvaluateJob(Job):
+    """A checkpoint and a labelled split -> metrics and a report."""
+
+    name: str = "evaluate"
+    checkpoint: str
+    dataset: str
+    labels: str = "human"
+    split: str = "test"
+    predictor: PredictorSpec = PredictorSpec()
+    output: str = "out/evaluate"
+    num_pictures: int = Field(8, ge=0)
+    """Fixed pictures, the same every time for a split."""
+    num_worst: int = Field(8, ge=0)
+
+
+class AutolabelJob(Job):
+    """A teacher checkpoint and images -> a label set with confidence."""
+
+    name: str = "autolabel"
+    checkpoint: str
+    dataset: str
+    split: str | None = None
+    labels: str = "teacher"
+    threshold: float = Field(0.5, ge=0, le=1)
+    """Pixels whose confidence is below this become void."""
+    predictor: PredictorSpec = PredictorSpec()
+    max_rejected: float = Field(0.5, ge=0, le=1)
+
+
+class PredictJob(Job):
+    """A checkpoint and any images -> label maps."""
+
+    name: str = "predict"
+    checkpoint: str
+    images: str
+    """A folder, an object-store prefix, or a dataset."""
+    split: str | None = None
+    output: str = "out/predict"
+    format: Literal["png", "overlay", "table"] = "png"
+    """Index PNG, coloured overlay, or a table with encoded labels and confidence."""
+    predictor: PredictorSpec = PredictorSpec()
+
+
+class ExportJob(Job):
+    """A checkpoint -> torch.export and ONNX files, compared with the eager model."""
+
+    name: str = "export"
+    checkpoint: str
+    output: str = "out/export"
+    formats: tuple[Literal["pt2", "onnx"], ...] = ("pt2",)
+    size: tuple[int, int] = (512, 512)
+    """Height and width of the exported input."""
+    tolerance: float = Field(1e-4, gt=0)
+    """Largest allowed difference from the eager model, relative to its largest output."""
+
+
+class ReportJob(Job):
+    """Write the HTML page of a finished run again."""
+
+    name: str = "report"
+    run: str
+    """The run's folder."""
+
+
+class ModelsJob(Spec):
+    """List the named models."""
+
+    json_output: bool = False
+    num_classes: int = Field(19, gt=0)
+    model: AnyModelSpec | None = None
+    """Only this model."""
+
+
+class DemoJob(Job):
+    """The whole walk on an embedded sample, in minutes on two cores."""
+
+    name: str = "demo"
+    output: str = "out/demo"
+    """Folder of everything the demo makes; an earlier demo there is replaced."""
+    seed: int = 0
+
+
+class RealJob(Job):
+    """The whole walk on real data: PSSL on ImageNet images, fine-tuning and auto-labelling on CamVid."""
+
+    name: str = "real"
+    data: str = "../shared/data"
+    """Folder of the data sets and weights."""
+    output: str = "out/real"
+    """The same folder continues an interrupted walk."""
+    seed: int = 0
+    samples: int = Field(1, gt=0)
+    """SmoothGrad samples per image and classifier."""
+    pretrain_steps: int = Field(250, gt=0)
+    finetune_steps: int = Field(2000, gt=0)

@@ -1,0 +1,133 @@
+"""`segray train`: datasets and a recipe -> a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import ray
+
+from jobs.cluster import ray_session
+from jobs.evaluate import log_evaluation, result_table, write_evaluation
+from jobs.preflight import preflight
+from jobs.specs import TrainJob
+from jobs.tracked_run import Run
+from jobs.tracking import check_tracking, track
+from jobs.training.launch import launch
+from jobs.training.points import read_points
+from jobs.training.resources import Allocation, allocate, nodes_of
+from jobs.training.work import (
+    TrainWork,
+    check_job,
+    dataset_records,
+    finished_result,
+    make_plan,
+    parts_table,
+    plan_table,
+)
+from pipelines import storage
+from pipelines.evaluation import plan_evaluation, run_evaluation
+from seg_models.predictor import PredictorSpec
+
+EVALUATION_KEYS = (
+    *("miou", "pixel_accuracy", "classes", "confusion", "pictures", "worst"),
+    *("evaluated", "skipped", "reasons", "label_space"),
+)
+NUM_PICTURES = 8
+
+
+def run(job: TrainJob, *, dry_run: bool = False) -> dict[str, Any]:
+    """Train, or go on where an earlier run of that name stopped; evaluate on `validate_on`.
+
+    Writes into `<output>/<name>`: `model/`, `checkpoints/`, `metrics.jsonl`, `job.json`, `result.json`.
+
+    Returns:
+        The result, or the plan of a dry run.
+
+    Raises:
+        ValueError: what is wrong with the job, before work starts, or with its data.
+        RuntimeError: the workers died more often than `max_failures` allows.
+    """
+    work = check_job(job)
+    finished = finished_result(work)
+    if finished is not None:
+        print(f"{work.run}: finished, {finished['steps']} steps; nothing to do (another name starts another run)")
+        return finished
+    check_tracking(job, work.run, dry_run=dry_run)
+    if dry_run:
+        table = {"job": job.model_dump(mode="json"), "plan": plan_table(work)}
+        print(json.dumps(table, indent=2))
+        return table
+    storage.check_writable(work.run)
+    with ray_session(job.compute):
+        preflight(job)
+        allocation = allocate(nodes_of(ray.nodes()), workers=work.workers, device=job.device, threads=job.threads)
+        with track(job, verb="train", output=work.run, dataset=dataset_records(work)) as tracked:
+            storage.write_text(storage.join(work.run, "job.json"), job.model_dump_json(indent=2))
+            return train(work, allocation, tracked)
+
+
+def train(work: TrainWork, allocation: Allocation, tracked: Run) -> dict[str, Any]:
+    """Train and evaluate on a running Ray; write `result.json` last."""
+    recipe = work.job.recipe
+    print(f"{work.run}: {recipe.steps} steps of {recipe.global_batch} images, {allocation.text()}", flush=True)
+    tracked.set_tags({"architecture": recipe.model.arch})
+    plan = make_plan(work, allocation, tracked)
+    figures = launch(plan, allocation, name=work.job.name, max_failures=work.job.max_failures)
+    table = train_table(work, figures, tracked)
+    tracked.log_metrics({"seconds": table["seconds"], "images_per_s": table["images_per_s"]}, step=recipe.steps)
+    tracked.set_tags({"checkpoint": table["checkpoint"]})
+    table |= evaluate(work, tracked, table)
+    storage.write_text(storage.join(work.run, "result.json"), json.dumps(table, indent=2))
+    tracked.log_dict(table, "result.json")
+    print(summary(table))
+    return table
+
+
+def train_table(work: TrainWork, figures: dict[str, Any], tracked: Run) -> dict[str, Any]:
+    """What `result.json` holds of the training."""
+    curve = [[point["step"], point["train/loss"]] for point in read_points(work.run) if "train/loss" in point]
+    return {
+        "verb": "train",
+        **figures,
+        "checkpoint": storage.join(work.run, "model"),
+        "samples": work.index.num_samples,
+        "data": parts_table(work),
+        "loss": curve[-1][1],
+        "curve": curve,
+        "identity": work.identity,
+        "mlflow": tracked.address,
+    }
+
+
+def evaluate(work: TrainWork, tracked: Run, table: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate the trained model on `validate_on`, where the job names it; the figures for `result.json`."""
+    data = work.job.validate_on
+    if data is None:
+        return {}
+    planned = plan_evaluation(table["checkpoint"], dataset=data.dataset, labels=data.labels, split=data.split)
+    result = run_evaluation(
+        planned,
+        predictor=PredictorSpec(),
+        compute=work.job.compute,
+        num_pictures=NUM_PICTURES,
+        num_worst=NUM_PICTURES,
+    )
+    scores = result_table(result, planned)
+    merged = {key: scores[key] for key in EVALUATION_KEYS if key in scores}
+    write_evaluation(result, {**table, **merged}, output=work.run)
+    log_evaluation(tracked, result, step=work.job.recipe.steps)
+    return merged
+
+
+def summary(table: dict[str, Any]) -> str:
+    """What was done, in a few lines."""
+    lines = [
+        f"trained {table['steps']} steps in {table['seconds']:.1f} s ({table['images_per_s']:.1f} images/s, "
+        f"{table['workers']} workers), loss {table['loss']:.4f}: {table['checkpoint']}"
+    ]
+    if table["transfer"]:
+        lines.append(f"  first weights: {table['transfer']}")
+    if "miou" in table:
+        lines.append(f"  mIoU {table['miou']:.4f}, pixel accuracy {table['pixel_accuracy']:.4f}")
+    return "\n".join(lines)

@@ -1,0 +1,148 @@
+"""Start a training run on Ray Train V2 and wait for its end.
+
+Ray starts the workers, forms the process group and starts them again when one dies. What they go on from is our own
+checkpoint, so nothing of Ray's storage is needed afterwards and it lies in a scratch folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+
+from jobs.training.plan import TrainPlan
+from jobs.training.resources import Allocation
+from jobs.training.worker import forget_failure, read_failure, run_worker
+
+START_ATTEMPTS = 3  # a worker group that cannot get its resources is tried this often, then the run ends
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+_ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    START_TIMEOUT: "120",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the job must mean the same in the workers
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of the log appears twice
+}
+_ONE_NODE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+
+class _Trainer(TorchTrainer):
+    """Without the actor that removes placement groups after the controller's death: they end with the driver anyway,
+    and where Ray has no dashboard it dies with a traceback."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
+def launch(plan: TrainPlan, allocation: Allocation, *, name: str, max_failures: int) -> dict[str, Any]:
+    """Train; the figures of rank 0. Ray must be running.
+
+    Raises:
+        ValueError: something the user can mend, as the worker said it.
+        RuntimeError: the workers died more often than allowed, or the cluster did not give the resources.
+    """
+    attempt = uuid.uuid4().hex[:12]
+    with tempfile.TemporaryDirectory(prefix="segray-train-") as scratch, _environment(), _own_interrupts():
+        trainer = _Trainer(
+            run_worker,
+            train_loop_config={"plan": plan, "attempt": attempt, "device": allocation.device},
+            scaling_config=_scaling(allocation),
+            run_config=_run_config(f"{name}-{attempt}", scratch, allocation, max_failures=max_failures),
+        )
+        try:
+            figures = trainer.fit().return_value
+        except (TrainingFailedError, RayError) as error:
+            failure = read_failure(plan.run, attempt)
+            if failure is None:
+                raise RuntimeError(_reason(error, plan, allocation, max_failures=max_failures)) from error
+            figures = {"failure": failure}
+        finally:
+            forget_failure(plan.run, attempt)
+    if figures is None:  # Ray ends an interrupted run without an error
+        raise KeyboardInterrupt
+    if "failure" in figures:
+        raise ValueError(figures["failure"])
+    return dict(figures)
+
+
+def _scaling(allocation: Allocation) -> ScalingConfig:
+    resources = {"CPU": allocation.cpus}
+    if allocation.device == "cuda":
+        resources["GPU"] = 1.0
+    return ScalingConfig(
+        num_workers=allocation.workers, use_gpu=allocation.device == "cuda", resources_per_worker=resources
+    )
+
+
+def _run_config(name: str, scratch: str, allocation: Allocation, *, max_failures: int) -> RunConfig:
+    # cuBLAS is deterministic only with a fixed workspace, which it reads when the process starts.
+    environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if allocation.device == "cuda" else {}
+    return RunConfig(
+        name=name,
+        storage_path=scratch,
+        failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=START_ATTEMPTS - 1),
+        logging_config=LoggingConfig(log_level="ERROR"),
+        worker_runtime_env={"env_vars": environment} if environment else None,
+    )
+
+
+def _reason(error: Exception, plan: TrainPlan, allocation: Allocation, *, max_failures: int) -> str:
+    """One line for a person: what happened, and that nothing is lost."""
+    if isinstance(error, ControllerError):
+        return (
+            f"Ray could not start {allocation.text()} within {START_ATTEMPTS} x {os.environ.get(START_TIMEOUT, _ENVIRONMENT[START_TIMEOUT])} s "
+            f"({_first_line(error.controller_failure)}); free the cluster or ask for fewer workers. "
+            f"A longer wait: {START_TIMEOUT}"
+        )
+    if isinstance(error, RayError):
+        return f"{plan.run}: Ray's training controller died ({_first_line(error)}); the same command goes on"
+    causes = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    cause = next((f"worker {rank}: {_first_line(failure)}" for rank, failure in causes.items()), _first_line(error))
+    return (
+        f"{plan.run}: training stopped after {max_failures} restarts ({cause}); "
+        "its checkpoints are kept, the same command goes on from the newest"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """The last line of a remote traceback says what was wrong, the first one of anything else."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1].strip() if "Traceback" in str(error) else lines[0].strip()
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """What Ray Train reads from the environment of the driver; what the user has set stays."""
+    settings = _ENVIRONMENT | (_ONE_NODE if len(ray.nodes()) == 1 else {})
+    added = {key: value for key, value in settings.items() if key not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for key in added:
+            os.environ.pop(key, None)
+
+
+@contextlib.contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """`fit` leaves a handler of its own for Ctrl-C behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

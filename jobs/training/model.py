@@ -1,0 +1,80 @@
+"""The network of a training run: built, filled, placed on the device and wrapped for several workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from jobs.training.batchnorm import synchronise_batch_norm
+from jobs.training.plan import TrainPlan, Worker
+from jobs.training.reductions import reduce_in_rank_order
+from pipelines import storage
+from pipelines.labels import LabelSpace
+from seg_models.backbones.timm_backbone import without_weights
+from seg_models.checkpoints import load_model, transfer
+from seg_models.outputs import SegModel, SemanticOutput
+
+
+def fresh_model(plan: TrainPlan, worker: Worker) -> tuple[SegModel, str | None]:
+    """The network a run begins with, and what became of the tensors of `init_from`, as text.
+
+    Every worker builds it from the recipe's seed. Rank 0 goes first, so that published weights are fetched once.
+
+    Raises:
+        ValueError: the weights or the checkpoint are missing, or do not fit the architecture.
+    """
+    torch.manual_seed(plan.recipe.seed)
+    if worker.rank != 0:
+        dist.barrier()
+    spec = plan.recipe.model if plan.init_from is None else without_weights(plan.recipe.model)
+    model = spec.build(plan.label_space.num_classes)
+    report = None if plan.init_from is None else _fill(model, plan.init_from, plan.label_space)
+    if worker.rank == 0 and worker.world > 1:
+        dist.barrier()
+    return model, report
+
+
+def _fill(model: SegModel, checkpoint: str, label_space: LabelSpace) -> str:
+    loaded = load_model(storage.local_copy(storage.normalise(checkpoint)))
+    same = LabelSpace.model_validate(loaded.label_space).same_classes(label_space)
+    return transfer(model, loaded.model.state_dict(), same_classes=same).text()
+
+
+def resumed_model(plan: TrainPlan, state: Mapping[str, Tensor]) -> SegModel:
+    """The network of a checkpoint."""
+    model = without_weights(plan.recipe.model).build(plan.label_space.num_classes)
+    model.load_state_dict(dict(state))
+    return model
+
+
+def place_model(model: SegModel, plan: TrainPlan, worker: Worker) -> SegModel:
+    """Synchronise batch norm as the recipe says and move the network to the device."""
+    if plan.recipe.sync_batch_norm and worker.world > 1:
+        synchronise_batch_norm(model, worker.device)
+    if worker.device.type == "cuda":
+        return model.to(worker.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return model.to(worker.device)
+
+
+def parallel(model: SegModel, plan: TrainPlan, worker: Worker) -> nn.Module:
+    """The network whose gradients are averaged over the workers."""
+    if worker.world == 1:
+        return model
+    wrapped = DistributedDataParallel(
+        model,
+        device_ids=[worker.device] if worker.device.type == "cuda" else None,
+        broadcast_buffers=not plan.recipe.sync_batch_norm,
+    )
+    if plan.deterministic and worker.device.type == "cpu" and worker.world > 2:
+        reduce_in_rank_order(wrapped)
+    return wrapped
+
+
+def call(network: nn.Module, images: Tensor) -> SemanticOutput:
+    """Forward pass, typed."""
+    output: SemanticOutput = network(images)
+    return output

@@ -1,0 +1,121 @@
+"""What a training worker is told: small, picklable, the same for all workers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from pipelines import storage
+from pipelines.labels import LabelSpace
+from pipelines.samples import SampleIndex
+from seg_models.checkpoints import MODEL_FILE
+from seg_models.recipes.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """The MLflow run that the points go to."""
+
+    run_id: str
+    uri: str
+    journal: str = ""
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """One training run. The recipe and the index say what is computed, the rest says how."""
+
+    run: str
+    """Address of the run's folder."""
+    recipe: Recipe
+    index: SampleIndex
+    identity: dict[str, Any]
+    init_from: str | None = None
+    accumulate: int = 1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int = 1
+    """Torch threads of a worker."""
+    data_threads: int = 2
+    """Threads of a worker that decode and augment."""
+    deterministic: bool = True
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    log_every: int = 20
+    tracking: Tracking | None = None
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The classes of the data."""
+        return self.index.label_space
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Who this process is."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+
+def run_identity(recipe: Recipe, index: SampleIndex, *, init_from: str | None) -> dict[str, Any]:
+    """What decides the result of a run: recipe, classes, data and first weights, wherever they lie.
+
+    Raises:
+        ValueError: `init_from` holds no model.
+    """
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "label_space": index.label_space.model_dump(mode="json"),
+        "data": [summary.fingerprint for summary in index.parts],
+        "init_from": None if init_from is None else _model_hash(init_from),
+    }
+
+
+def _model_hash(checkpoint: str) -> str:
+    """SHA-256 of model.json, which holds that of the weights."""
+    place = storage.join(storage.normalise(checkpoint), MODEL_FILE)
+    if not storage.exists(place):
+        raise ValueError(f"init_from: {checkpoint} holds no model ({MODEL_FILE} is missing)")
+    return hashlib.sha256(storage.read_bytes(place)).hexdigest()
+
+
+def class_weights(recipe: Recipe, label_space: LabelSpace) -> torch.Tensor | None:
+    """Weights (K,) of the cross-entropy: 1, and `loss.background_weight` for the background class.
+
+    Raises:
+        ValueError: a background weight without a background class.
+    """
+    weight = recipe.loss.background_weight
+    if weight is None:
+        return None
+    if label_space.background is None:
+        raise ValueError(
+            f"recipe.loss.background_weight = {weight} takes no effect: the label set has no background class "
+            "(set `background` in its label space, or remove the weight)"
+        )
+    weights = torch.ones(label_space.num_classes)
+    weights[label_space.background] = weight
+    return weights
+
+
+def usable_workers(workers: int, *, recipe: Recipe, accumulate: int) -> int:
+    """The largest number of workers, at most `workers`, that divides lanes and global batch (with accumulation).
+
+    Raises:
+        ValueError: the accumulation steps do not divide the global batch, so no number of workers fits.
+    """
+    if recipe.global_batch % accumulate:
+        raise ValueError(
+            f"accumulate = {accumulate} does not divide recipe.global_batch = {recipe.global_batch}; "
+            f"divisors are {', '.join(str(n) for n in _divisors(recipe.global_batch))}"
+        )
+    fitting = set(_divisors(recipe.lanes)) & set(_divisors(recipe.global_batch // accumulate))
+    return max(number for number in fitting if number <= workers)
+
+
+def _divisors(number: int) -> list[int]:
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

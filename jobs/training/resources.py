@@ -1,0 +1,93 @@
+"""What a training run takes of a cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+MAX_DATA_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Resources of each of the workers."""
+
+    workers: int
+    device: Literal["cpu", "cuda"]
+    cpus: float
+    """CPUs of each worker."""
+    threads: int
+    """Torch threads of each worker."""
+    data_threads: int
+    """Threads of each worker that decode and augment."""
+
+    def text(self) -> str:
+        """For a person."""
+        gpu = " and 1 GPU" if self.device == "cuda" else ""
+        return (
+            f"{self.workers} x {self.cpus:g} CPU{gpu}, {self.threads} torch threads, {self.data_threads} data threads"
+        )
+
+
+def this_machine() -> list[Node]:
+    """The machine a local Ray would run on."""
+    return [Node(cpus=float(os.cpu_count() or 1), gpus=float(torch.cuda.device_count()))]
+
+
+def nodes_of(ray_nodes: Sequence[dict[str, Any]]) -> list[Node]:
+    """The living machines in the answer of `ray.nodes()`."""
+    alive = [node["Resources"] for node in ray_nodes if node["Alive"]]
+    return [Node(cpus=float(resources.get("CPU", 0)), gpus=float(resources.get("GPU", 0))) for resources in alive]
+
+
+def allocate(
+    nodes: Sequence[Node], *, workers: int, device: Literal["auto", "cpu", "cuda"], threads: int | None
+) -> Allocation:
+    """Share the CPUs out among the workers and leave at least one for the data stages.
+
+    A cluster of one CPU has none to leave. `auto` takes GPUs where there is one for every worker.
+
+    Raises:
+        ValueError: GPUs were asked for and there are too few.
+    """
+    gpus = int(sum(int(node.gpus) for node in nodes))
+    if device == "cuda" and gpus < workers:
+        found = f"there are {gpus} GPUs" if gpus else "there is no GPU"
+        raise ValueError(f"device = 'cuda' with workers = {workers}: {found}; use device = 'cpu' or fewer workers")
+    use_gpu = device == "cuda" or (device == "auto" and gpus >= workers)
+    cpus = cpus_per_worker(nodes, workers=workers, use_gpu=use_gpu)
+    share = max(1, int(cpus))
+    return Allocation(
+        workers=workers,
+        device="cuda" if use_gpu else "cpu",
+        cpus=cpus,
+        threads=threads or share,
+        data_threads=min(MAX_DATA_THREADS, max(2, share)) if use_gpu else max(1, share // 4),
+    )
+
+
+def cpus_per_worker(nodes: Sequence[Node], *, workers: int, use_gpu: bool) -> float:
+    """The most CPUs (whole ones if possible) that each worker can have, one CPU of the cluster left over."""
+    total = sum(node.cpus for node in nodes)
+    spare = 1.0 if total > 1 else 0.0
+    for cpus in range(int(max(node.cpus for node in nodes)), 0, -1):
+        if _slots(nodes, float(cpus), use_gpu=use_gpu) >= workers and total - cpus * workers >= spare:
+            return float(cpus)
+    return max(0.01, int(100 * (total - spare) / workers) / 100)
+
+
+def _slots(nodes: Sequence[Node], cpus: float, *, use_gpu: bool) -> int:
+    """How many workers of that many CPUs the nodes can hold."""
+    return sum(min(int(node.cpus // cpus), int(node.gpus)) if use_gpu else int(node.cpus // cpus) for node in nodes)

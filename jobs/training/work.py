@@ -1,0 +1,169 @@
+"""A training job whose settings and data have been checked, before anything starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.specs import TrainData, TrainJob
+from jobs.tracked_run import Run
+from jobs.training.plan import Tracking, TrainPlan, class_weights, run_identity, usable_workers
+from jobs.training.resources import Allocation, allocate, this_machine
+from jobs.training.resume import check_identity, check_same_run
+from pipelines import storage
+from pipelines.samples import Part, SampleIndex, build_index
+from seg_models.models import describe_model
+
+
+@dataclass(frozen=True)
+class TrainWork:
+    """A training job whose settings and data have been checked."""
+
+    job: TrainJob
+    run: str
+    index: SampleIndex
+    identity: dict[str, Any]
+    workers: int
+    """Workers that divide lanes and global batch."""
+
+
+def check_job(job: TrainJob) -> TrainWork:
+    """Everything that can be checked before Ray starts.
+
+    Raises:
+        ValueError: data that is missing or does not agree, settings that take no effect or do not divide, another
+            run under that name.
+    """
+    run_uri = storage.join(storage.normalise(job.output), job.name)
+    index = build_index([part_of(data) for data in job.data])
+    class_weights(job.recipe, index.label_space)
+    _check_validation(job, index)
+    workers = usable_workers(job.workers, recipe=job.recipe, accumulate=job.accumulate)
+    if workers < job.workers:
+        print(
+            f"workers = {job.workers} does not divide {job.recipe.lanes} lanes and a global batch of "
+            f"{job.recipe.global_batch} with accumulate = {job.accumulate}: "
+            f"{workers} train, {job.workers - workers} idle"
+        )
+    identity = run_identity(job.recipe, index, init_from=job.init_from)
+    return TrainWork(job, run_uri, index, identity, workers)
+
+
+def _check_validation(job: TrainJob, index: SampleIndex) -> None:
+    if job.validate_on is None:
+        return
+    part = part_of(job.validate_on)
+    if not build_index([part]).label_space.same_classes(index.label_space):
+        raise ValueError(f"validate_on: the class list of {part} is not that of the training data")
+
+
+def part_of(data: TrainData) -> Part:
+    """The same as the pipelines call it."""
+    return Part(dataset=storage.normalise(data.dataset), labels=data.labels, split=data.split)
+
+
+def finished_result(work: TrainWork) -> dict[str, Any] | None:
+    """The result of the run if it has ended, else None.
+
+    Raises:
+        ValueError: the run of that name was started with other settings.
+    """
+    place = storage.join(work.run, "result.json")
+    if not storage.exists(place):
+        check_same_run(work.run, identity=work.identity)
+        return None
+    table: dict[str, Any] = json.loads(storage.read_bytes(place))
+    check_identity(work.run, ours=work.identity, theirs=table["identity"])
+    return table
+
+
+def dataset_records(work: TrainWork) -> list[dict[str, str]]:
+    """Sources and fingerprints as MLflow shows them."""
+    return [
+        {
+            "name": f"{summary.part.dataset.rpartition('/')[2]}/{summary.part.labels}/{summary.part.split}",
+            "source": summary.part.dataset,
+            "fingerprint": summary.fingerprint,
+            "context": "train",
+        }
+        for summary in work.index.parts
+    ]
+
+
+def make_plan(work: TrainWork, allocation: Allocation, tracked: Run) -> TrainPlan:
+    """What the workers are told."""
+    job = work.job
+    return TrainPlan(
+        run=work.run,
+        recipe=job.recipe,
+        index=work.index,
+        identity=work.identity,
+        init_from=None if job.init_from is None else storage.normalise(job.init_from),
+        accumulate=job.accumulate,
+        precision=job.precision,
+        threads=allocation.threads,
+        data_threads=allocation.data_threads,
+        deterministic=job.deterministic,
+        checkpoint_every=job.checkpoint_every,
+        keep_checkpoints=job.keep_checkpoints,
+        log_every=job.log_every,
+        tracking=Tracking(tracked.run_id, tracked.tracking_uri, tracked.journal) if tracked.run_id else None,
+    )
+
+
+def plan_table(work: TrainWork) -> dict[str, Any]:
+    """What the job would do: counts, sizes, and whether it fits.
+
+    Raises:
+        ValueError: it does not fit this machine.
+    """
+    recipe = work.job.recipe
+    info = describe_model(recipe.model, num_classes=work.index.label_space.num_classes, size=recipe.augment.crop)
+    images = recipe.steps * recipe.global_batch
+    return {
+        "run": work.run,
+        "samples": work.index.num_samples,
+        "data": parts_table(work),
+        "classes": work.index.label_space.num_classes,
+        "steps": recipe.steps,
+        "epochs": round(images / work.index.num_samples, 3),
+        "parameters": info.params,
+        "gmac_per_image": round(info.gmac, 3),
+        "checkpoint_mb": round(checkpoint_bytes(work, info.params) / 1e6, 1),
+        "kept_checkpoints": work.job.keep_checkpoints,
+        "workers": work.workers,
+        "images_per_worker_and_pass": recipe.global_batch // (work.workers * work.job.accumulate),
+        "resources": resources_text(work),
+    }
+
+
+def parts_table(work: TrainWork) -> list[dict[str, Any]]:
+    """Rows and samples of every part."""
+    return [
+        {
+            **summary.part.model_dump(),
+            "rows": summary.num_rows,
+            "samples": summary.num_samples,
+            "shards_without_labels": summary.num_missing_shards,
+        }
+        for summary in work.index.parts
+    ]
+
+
+def checkpoint_bytes(work: TrainWork, params: int) -> int:
+    """Size of a checkpoint: weights, and one (SGD) or two (AdamW) float32 values per weight of the optimizer."""
+    optimizer = work.job.recipe.optimizer
+    copies = 3 if optimizer.kind == "adamw" else 1 + (optimizer.momentum > 0)
+    return 4 * params * copies
+
+
+def resources_text(work: TrainWork) -> str:
+    """What the workers would take of this machine; a cluster is looked at when the job starts.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    if work.job.compute.address is not None:
+        return f"of the cluster at {work.job.compute.address}, checked when the job starts"
+    return allocate(this_machine(), workers=work.workers, device=work.job.device, threads=work.job.threads).text()

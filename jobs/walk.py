@@ -1,0 +1,142 @@
+"""A walk over several verbs: times every stage, remembers finished ones, and sums the figures up."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from jobs import autolabel, evaluate, ingest, pssl, train
+from jobs.specs import AutolabelJob, EvaluateJob, IngestJob, Job, PsslJob, TrainData, TrainJob
+from pipelines import storage
+from pipelines.pssl_spec import EnsembleSpec, PsslSpec
+from pipelines.sources import AnySource
+from seg_models.predictor import PredictorSpec
+from seg_models.recipes.recipe import Recipe
+
+COUNTS = ("images_in", "labelled", "rejected")
+
+
+@dataclass
+class Walk:
+    """Stages of one walk. Finished stages lie under `<output>/stages/` and are not run again."""
+
+    output: str
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Result of every stage, with its `seconds`, in the order they ran."""
+
+    def stage(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Run a stage, or take the result of an earlier, finished one."""
+        place = storage.join(self.output, "stages", f"{name}.json")
+        if storage.exists(place):
+            result: dict[str, Any] = json.loads(storage.read_bytes(place))
+            print(f"--- {name}: finished earlier, {result['seconds']:.0f} s", flush=True)
+        else:
+            print(f"--- {name}", flush=True)
+            start = time.monotonic()
+            result = {**run(), "seconds": round(time.monotonic() - start, 2)}
+            storage.write_text(place, json.dumps(result))
+        self.stages[name] = result
+        return result
+
+    def summary(self) -> dict[str, Any]:
+        """Per stage: seconds, MLflow run and, where a stage works on images, the counts of rows."""
+        return {name: _figures(result) for name, result in self.stages.items()}
+
+
+def _figures(result: dict[str, Any]) -> dict[str, Any]:
+    figures: dict[str, Any] = {"seconds": result["seconds"]}
+    if "images_in" in result:
+        figures |= {key: result[key] for key in COUNTS if key in result}
+    tracked = result.get("mlflow") or {}
+    if tracked.get("run_id"):
+        figures["mlflow_run_id"] = tracked["run_id"]
+    if "miou" in result:
+        figures["miou"] = result["miou"]
+    return figures
+
+
+class Verbs:
+    """The verbs of a walk, as ordinary jobs whose places lie below one folder."""
+
+    def __init__(self, job: Job, output: str, *, predictor: PredictorSpec | None = None, threads: int | None = None):
+        self.output = output
+        self.predictor = predictor or PredictorSpec()
+        self.threads = threads
+        self.common: dict[str, Any] = {"tracking": job.tracking, "compute": job.compute}
+
+    def place(self, *parts: str) -> str:
+        """A place below the output folder."""
+        return storage.join(self.output, *parts)
+
+    def ingest(self, dataset: str, source: AnySource, *, shard_rows: int = 256) -> dict[str, Any]:
+        """Images -> a dataset."""
+        return ingest.run(IngestJob(source=source, dataset=self.place(dataset), shard_rows=shard_rows, **self.common))
+
+    def pssl(self, dataset: str, *, ensemble: Any, settings: PsslSpec) -> dict[str, Any]:
+        """Images with classes -> the label set `pssl`."""
+        job = PsslJob(
+            dataset=self.place(dataset), ensemble=EnsembleSpec.model_validate(ensemble), pssl=settings, **self.common
+        )
+        return pssl.run(job)
+
+    def train(
+        self, name: str, recipe: Recipe, *, data: list[TrainData], init_from: str | None = None
+    ) -> dict[str, Any]:
+        """Datasets and a recipe -> the checkpoint `runs/<name>/model`."""
+        job = TrainJob(
+            name=name,
+            recipe=recipe,
+            data=tuple(data),
+            init_from=init_from,
+            output=self.place("runs"),
+            device="cpu",
+            threads=self.threads,
+            **self.common,
+        )
+        return train.run(job)
+
+    def autolabel(self, dataset: str, *, teacher: str, split: str | None = None) -> dict[str, Any]:
+        """A trained run labels images into the label set `teacher`; pixels below 0.5 are void."""
+        job = AutolabelJob(
+            checkpoint=self.place("runs", teacher, "model"),
+            dataset=self.place(dataset),
+            split=split,
+            threshold=0.5,
+            predictor=self.predictor,
+            **self.common,
+        )
+        return autolabel.run(job)
+
+    def evaluate(self, name: str, *, dataset: str) -> dict[str, Any]:
+        """A trained run on the split `test`."""
+        job = EvaluateJob(
+            checkpoint=self.place("runs", name, "model"),
+            dataset=self.place(dataset),
+            predictor=self.predictor,
+            output=self.place("evaluate", name),
+            **self.common,
+        )
+        return evaluate.run(job)
+
+
+def summarise(walk: Walk, *, arms: dict[str, str]) -> dict[str, Any]:
+    """Figures of all stages, and the mIoU of the arms; the stages `ingest`, `pssl` and `autolabel` also by name."""
+    figures = walk.summary()
+    runs = {name: stage["mlflow_run_id"] for name, stage in figures.items() if "mlflow_run_id" in stage}
+    return {
+        **{name: figures[name] for name in ("ingest", "pssl", "autolabel")},
+        "stages": figures,
+        "seconds": round(sum(stage["seconds"] for stage in figures.values()), 1),
+        "miou": {arm: walk.stages[f"evaluate_{arm}"]["miou"] for arm in arms},
+        "mlflow_run_ids": runs,
+    }
+
+
+def closing(summary: dict[str, Any], *, arms: dict[str, str], report: str) -> str:
+    """What is printed at the end of a walk."""
+    lines = ["mIoU on the same held-out images:"]
+    lines += [f"  {title:<24} {summary['miou'][arm]:.4f}" for arm, title in arms.items()]
+    return "\n".join([*lines, f"{summary['seconds']:.0f} s in all; report: {report}"])

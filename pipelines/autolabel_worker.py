@@ -1,0 +1,174 @@
+"""The worker of auto-labelling: one shard of images in, one shard of teacher labels with confidence out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipelines import schema
+from pipelines.images import ImageError, decode_image
+from pipelines.ingest_worker import with_stats
+from pipelines.labels import encode_confidence, encode_label
+from pipelines.pssl_worker import ImageShard
+from pipelines.published import Checkpoint, Device, make_predictor
+from pipelines.schema import Receipt
+from pipelines.tables import read_shard_file, write_shard
+from seg_models.predictor import Prediction, PredictorSpec
+from seg_models.spec import Spec
+
+
+class TeacherPlan(Spec):
+    """Everything that decides the bytes of a teacher's label set."""
+
+    kind: Literal["autolabel"] = "autolabel"
+    checkpoint_sha256: str
+    """Of the teacher's weights."""
+    predictor: PredictorSpec
+    threshold: float
+    """Least confidence of a labelled pixel."""
+    threads: int
+    device: Device
+    instruction_set: str
+    """Of the CPU, as torch names it."""
+    torch: str
+    images: str
+    """Fingerprint of the image table."""
+
+
+def make_teacher_plan(
+    teacher: Checkpoint, *, predictor: PredictorSpec, threshold: float, device: Device, threads: int, images: str
+) -> TeacherPlan:
+    """Fix the plan on this machine."""
+    return TeacherPlan(
+        checkpoint_sha256=teacher.sha256,
+        predictor=predictor,
+        threshold=threshold,
+        threads=threads,
+        device=device,
+        instruction_set=torch.backends.cpu.get_cpu_capability(),
+        torch=str(torch.__version__),
+        images=images,
+    )
+
+
+def check_machine(plan: TeacherPlan) -> None:
+    """Refuse a machine whose results would differ from the plan's.
+
+    Raises:
+        ValueError: another torch or another instruction set.
+    """
+    here = {"torch": str(torch.__version__), "instruction_set": torch.backends.cpu.get_cpu_capability()}
+    planned = {key: getattr(plan, key) for key in here}
+    problems = [f"{key} is {here[key]}, the plan says {planned[key]}" for key in here if here[key] != planned[key]]
+    if problems:
+        raise ValueError(
+            f"machine {os.uname().nodename} cannot follow the label plan ({'; '.join(problems)}), its labels would "
+            "differ: leave it out, or write another label set with --labels"
+        )
+
+
+class AutolabelWorker:
+    """Labels every image of a shard with what the teacher sees, void where it is not sure.
+
+    Args:
+        checkpoint: the teacher.
+        images_uri: the image table.
+        labels_uri: the label table to write shards into; the driver commits them.
+        plan: what the labels depend on; a machine that cannot follow it is refused.
+
+    Raises:
+        ValueError: the machine cannot follow the plan, or the checkpoint cannot be loaded.
+    """
+
+    def __init__(self, *, checkpoint: Checkpoint, images_uri: str, labels_uri: str, plan: TeacherPlan) -> None:
+        check_machine(plan)
+        self._predictor = make_predictor(checkpoint, spec=plan.predictor, device=plan.device, threads=plan.threads)
+        self._space = checkpoint.label_space
+        self._images_uri, self._labels_uri = images_uri, labels_uri
+        self._threshold = plan.threshold
+        self._counts = _ShardCounts()
+
+    def __call__(self, shard: ImageShard) -> Receipt:
+        """Label a shard and return its receipt."""
+        self._counts = _ShardCounts()
+        with self._counts.phase("read"):
+            rows = read_shard_file(self._images_uri, shard.path, columns=("id", "image", "reason")).to_pylist()
+        labelled = [self._label_row(row) for row in rows]
+        columns = {key: [row[key] for row in labelled] for key in ("id", "label", "confidence", "reason")}
+        table = with_stats(columns, columns_of=schema.LABELS, stats=self._counts.of_file())
+        with self._counts.phase("write"):
+            receipt = write_shard(self._labels_uri, shard.key, table)
+        return dataclasses.replace(receipt, stats=self._counts.of_receipt())
+
+    def _label_row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row of the label set: label and confidence, or the reason why there is none."""
+        empty = {"id": row["id"], "label": None, "confidence": None}
+        if row["reason"] is not None:
+            return {**empty, "reason": self._counts.reject(f"image was rejected: {row['reason']}")}
+        try:
+            with self._counts.phase("decode"):
+                image = decode_image(row["image"])
+        except ImageError as error:
+            return {**empty, "reason": self._counts.reject(str(error))}
+        with self._counts.phase("predict"):
+            found = self._predictor.predict(image)
+        with self._counts.phase("encode"):
+            label = self._label(found)
+            return {
+                "id": row["id"],
+                "label": encode_label(label),
+                "confidence": encode_confidence(found.confidence),
+                "reason": None,
+            }
+
+    def _label(self, found: Prediction) -> NDArray[Any]:
+        """The label (H, W): the teacher's classes, void below the threshold."""
+        label = found.label.astype(self._space.dtype)
+        self._counts.predicted.update(_pixels(label))
+        label[found.confidence < self._threshold] = self._space.void
+        self._counts.pixels.update(_pixels(label))
+        return label
+
+
+class _ShardCounts:
+    """Pixels per index before and after the threshold, reasons, seconds per phase."""
+
+    def __init__(self) -> None:
+        self.predicted: Counter[str] = Counter()
+        self.pixels: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent in the block to a phase."""
+        start = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - start
+
+    def reject(self, reason: str) -> str:
+        """Count a rejected row."""
+        self._reasons[reason] += 1
+        return reason
+
+    def of_file(self) -> dict[str, Any]:
+        """What the shard's file holds: no times, so that a repeated shard has equal bytes."""
+        return {"pixels": dict(self.pixels), "predicted": dict(self.predicted), "skipped": {}}
+
+    def of_receipt(self) -> dict[str, Any]:
+        """What the driver is told."""
+        return {"reasons": dict(self._reasons), "seconds": dict(self._seconds)}
+
+
+def _pixels(label: NDArray[Any]) -> dict[str, int]:
+    values, counts = np.unique(label, return_counts=True)
+    return {str(value): int(count) for value, count in zip(values.tolist(), counts.tolist(), strict=True)}

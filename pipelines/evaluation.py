@@ -1,0 +1,260 @@
+"""Evaluation: a checkpoint against a labelled split, every image once, on Ray (design, section 7).
+
+A worker counts one shard into a confusion matrix and remembers, as run-length codes, the few predictions that may end
+up in the report; the driver adds the matrices and keeps the best of those.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.evaluation_worker import Candidate, EvaluationWorker, ImageScore, LabelledShard, ShardScores
+from pipelines.images import decode_image
+from pipelines.labels import LabelSpace, decode_label
+from pipelines.pictures import Picture, picture_views
+from pipelines.published import Checkpoint, check_same_classes, device_of, open_checkpoint, threads_of
+from pipelines.shards import ComputeSpec, ShardTask, run_shards
+from pipelines.tables import Dataset, Table
+from seg_models.metrics import ConfusionMatrix
+from seg_models.predictor import PredictorSpec
+from seg_models.spec import did_you_mean
+
+
+@dataclass(frozen=True)
+class EvaluationWork:
+    """What is to be evaluated, checked before work starts."""
+
+    checkpoint: Checkpoint
+    dataset: str
+    labels: str
+    split: str
+    space: LabelSpace
+    images: Table
+    truth: Table
+    shards: tuple[LabelledShard, ...]
+
+    @property
+    def num_images(self) -> int:
+        """Rows of the split."""
+        return sum(shard.num_rows for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of images, labels and the name of the split together."""
+        both = f"{self.images.fingerprint()} {self.truth.fingerprint()} {self.split}"
+        return hashlib.sha256(both.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Metrics over the whole split, and the pictures that show them."""
+
+    miou: float
+    """Mean IoU over the classes that occur in the truth or the prediction."""
+    pixel_accuracy: float
+    classes: tuple[dict[str, Any], ...]
+    """One row per class: class, iou, accuracy (recall), precision, pixels, predicted_pixels."""
+    confusion: NDArray[np.int64]
+    """(K, K) pixel counts, truth in rows."""
+    images_in: int
+    evaluated: int
+    skipped: int
+    reasons: dict[str, int]
+    """Skipped images by reason."""
+    scores: tuple[ImageScore, ...]
+    """Every evaluated image, sorted by id."""
+    pictures: tuple[Picture, ...]
+    """The fixed ones, then the worst, worst first."""
+    seconds: float
+    actors: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-serialisable figures, without matrix, single images and picture bytes."""
+        rate = self.evaluated / self.seconds if self.seconds > 0 else 0.0
+        return {
+            "miou": self.miou,
+            "pixel_accuracy": self.pixel_accuracy,
+            "classes": list(self.classes),
+            "images_in": self.images_in,
+            "evaluated": self.evaluated,
+            "skipped": self.skipped,
+            "reasons": self.reasons,
+            "seconds": round(self.seconds, 3),
+            "images_per_s": round(rate, 3),
+            "actors": self.actors,
+            "pictures": [picture.as_dict() for picture in self.pictures],
+        }
+
+
+def plan_evaluation(checkpoint: str, *, dataset: str, labels: str, split: str) -> EvaluationWork:
+    """Check everything that can be checked before work starts.
+
+    Raises:
+        ValueError: no such checkpoint, dataset, label set or split, the class lists differ, or labels are missing.
+    """
+    opened, data = open_checkpoint(checkpoint), Dataset.open(dataset)
+    images, truth = data.images, data.labels(labels)
+    space = truth.label_space
+    check_same_classes(opened, space, labels=f"label set {labels!r}")
+    shards = _pair_shards(data, images=images, truth=truth, labels=labels, split=split)
+    return EvaluationWork(opened, data.root, labels, split, space, images, truth, shards)
+
+
+def _pair_shards(data: Dataset, *, images: Table, truth: Table, labels: str, split: str) -> tuple[LabelledShard, ...]:
+    files = {file.key: file for file in images.files(split=split)}
+    if not files:
+        nearest = did_you_mean(split, data.info.splits)
+        raise ValueError(f"{data.root}: no images in split {split!r}{nearest}; splits: {', '.join(data.info.splits)}")
+    labelled = {file.key: file for file in truth.files(split=split)}
+    missing = sorted(set(files) - set(labelled))
+    if missing:
+        raise ValueError(
+            f"{data.root}: label set {labels!r} lacks {len(missing)} of {len(files)} shards of split {split!r} "
+            f"(first {missing[0]}); finish the job that writes it"
+        )
+    return tuple(
+        LabelledShard(key, file.path, labelled[key].path, file.num_rows) for key, file in sorted(files.items())
+    )
+
+
+def evaluate_checkpoint(
+    checkpoint: str,
+    *,
+    dataset: str,
+    labels: str,
+    split: str,
+    predictor: PredictorSpec | None = None,
+    compute: ComputeSpec | None = None,
+    num_pictures: int = 8,
+    num_worst: int = 8,
+) -> EvaluationResult:
+    """Evaluate a checkpoint on a labelled split; Ray must be running.
+
+    Args:
+        checkpoint: folder of a published checkpoint, or of the training run that wrote it.
+        num_pictures: fixed pictures, the same every time: the first by SHA-256 of the id.
+        num_worst: pictures of the images with the lowest IoU.
+
+    Raises:
+        ValueError: something does not fit, before work starts.
+        ShardError: a worker failed.
+    """
+    work = plan_evaluation(checkpoint, dataset=dataset, labels=labels, split=split)
+    return run_evaluation(
+        work,
+        predictor=predictor or PredictorSpec(),
+        compute=compute or ComputeSpec(),
+        num_pictures=num_pictures,
+        num_worst=num_worst,
+    )
+
+
+def run_evaluation(
+    work: EvaluationWork, *, predictor: PredictorSpec, compute: ComputeSpec, num_pictures: int, num_worst: int
+) -> EvaluationResult:
+    """Evaluate what was planned; Ray must be running.
+
+    Raises:
+        ShardError: a worker failed.
+        ValueError: no image has both pixels and a label.
+        RuntimeError: an image was counted twice or not at all.
+    """
+    start = time.monotonic()
+    tally = _Tally(work, num_pictures=num_pictures, num_worst=num_worst)
+    worker_args = {
+        "checkpoint": work.checkpoint,
+        "images_uri": work.images.uri,
+        "labels_uri": work.truth.uri,
+        "predictor": predictor,
+        "device": device_of(compute),
+        "threads": threads_of(compute),
+        "num_fixed": num_pictures,
+        "num_worst": num_worst,
+    }
+    stats = run_shards(
+        EvaluationWorker,
+        tasks=[ShardTask(str(shard.key), shard, shard.num_rows) for shard in work.shards],
+        worker_args=worker_args,
+        compute=compute,
+        on_result=lambda _, scores: tally.add(scores),
+        label="evaluate",
+    )
+    tally.check()
+    return tally.result(seconds=time.monotonic() - start, actors=stats.actors)
+
+
+@dataclass
+class _Tally:
+    """Adds up shards as they come in."""
+
+    work: EvaluationWork
+    num_pictures: int
+    num_worst: int
+    scores: list[ImageScore] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    fixed: list[Candidate] = field(default_factory=list)
+    worst: list[Candidate] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.confusion = ConfusionMatrix(self.work.space.num_classes, self.work.space.void)
+
+    def add(self, shard: ShardScores) -> None:
+        """Add the counts of one shard."""
+        self.confusion.merge(shard.matrix(self.work.space.num_classes))
+        self.scores += shard.images
+        self.reasons.update(shard.reasons)
+        self.fixed = heapq.nsmallest(self.num_pictures, [*self.fixed, *shard.fixed], key=Candidate.by_hash)
+        self.worst = heapq.nsmallest(self.num_worst, [*self.worst, *shard.worst], key=Candidate.by_score)
+
+    def check(self) -> None:
+        """Make sure that every row of the split was seen exactly once, and that there is something to judge by."""
+        ids = [score.id for score in self.scores]
+        seen, wanted = len(ids) + self.reasons.total(), self.work.num_images
+        if len(set(ids)) != len(ids) or seen != wanted:
+            doubles = len(ids) - len(set(ids))
+            raise RuntimeError(f"evaluation saw {seen} of {wanted} images, {doubles} of them twice")
+        if not self.confusion.matrix.any():
+            why = "; ".join(f"{count} x {reason}" for reason, count in self.reasons.most_common(3)) or "all is void"
+            raise ValueError(f"{self.work.dataset}: no pixel of split {self.work.split!r} has a known class ({why})")
+
+    def result(self, *, seconds: float, actors: int) -> EvaluationResult:
+        """Everything together."""
+        return EvaluationResult(
+            miou=self.confusion.miou(),
+            pixel_accuracy=self.confusion.pixel_accuracy(),
+            classes=tuple(self.confusion.class_table(self.work.space.names)),
+            confusion=self.confusion.matrix,
+            images_in=self.work.num_images,
+            evaluated=len(self.scores),
+            skipped=self.reasons.total(),
+            reasons=dict(self.reasons.most_common()),
+            scores=tuple(sorted(self.scores, key=lambda score: score.id)),
+            pictures=tuple(self._render("fixed", self.fixed)) + tuple(self._render("worst", self.worst)),
+            seconds=seconds,
+            actors=actors,
+        )
+
+    def _render(self, kind: str, chosen: list[Candidate]) -> Iterable[Picture]:
+        for number, candidate in enumerate(chosen):
+            views = picture_views(
+                decode_image(_cell(self.work.images, candidate, "image")),
+                space=self.work.space,
+                truth=decode_label(_cell(self.work.truth, candidate, "label")),
+                prediction=decode_label(candidate.prediction),
+            )
+            yield Picture(f"{kind}-{number:02d}", candidate.score.id, candidate.score.miou, views)
+
+
+def _cell(table: Table, candidate: Candidate, column: str) -> bytes:
+    """The content of one row of a column."""
+    data: bytes = table.read(candidate.key, columns=(column,)).column(column)[candidate.row].as_py()
+    return data

@@ -1,0 +1,291 @@
+"""Label spaces and label codecs: the only place where class ids and void are mapped.
+
+A label is a (H, W) map of class indices; `void` marks pixels of no known class. Inside tables labels are run-length
+coded and compressed with zstd (lossless); people see PNG.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import io
+import json
+import struct
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+from PIL import Image, UnidentifiedImageError
+from pydantic import Field, model_validator
+
+from seg_models.spec import Spec
+
+Label = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+RGB = tuple[int, int, int]
+
+MAX_BYTE_CLASSES = 255  # 0..254 are classes, 255 is void; more classes need two bytes
+CONFIDENCE_STEPS = 20  # confidence is kept in twentieths
+
+_MAGIC = b"SGL1"
+_HEADER = struct.Struct("<4sBII")  # magic, bytes per value, height, width
+
+
+class LabelValueError(ValueError):
+    """A label holds values outside the class list."""
+
+
+def default_colors(count: int) -> tuple[RGB, ...]:
+    """`count` distinct colours, the same for the same count: golden-angle hues with alternating brightness."""
+    colors = []
+    for index in range(count):
+        hue = (index * 0.61803398875) % 1.0
+        value = (0.95, 0.75, 0.55)[index % 3]
+        saturation = (0.85, 0.55)[(index // 3) % 2]
+        red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+        colors.append((round(red * 255), round(green * 255), round(blue * 255)))
+    return tuple(colors)
+
+
+class LabelSpace(Spec):
+    """The classes of a label set, and how raw ids of the source map to them."""
+
+    names: tuple[str, ...] = Field(min_length=1)
+    """Class names; the position is the class index."""
+    colors: tuple[RGB, ...] = ()
+    """One RGB colour per class; default: generated."""
+    raw_values: tuple[int, ...] = ()
+    """Raw id of each class in the source's label images; default 0, 1, 2, …"""
+    void_values: tuple[int, ...] | None = None
+    """Raw ids that mean void; default: the void index itself where it is no raw id of a class."""
+    background: int | None = None
+    """Index of the class that means "none of the others", if there is one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not data.get("names"):
+            return data
+        filled = dict(data)
+        count = len(filled["names"])
+        filled["colors"] = filled.get("colors") or default_colors(count)
+        filled["raw_values"] = filled.get("raw_values") or tuple(range(count))
+        if filled.get("void_values") is None:
+            void = _void_of(count)
+            filled["void_values"] = () if void in filled["raw_values"] else (void,)
+        return filled
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        count = len(self.names)
+        for key in ("colors", "raw_values"):
+            if len(getattr(self, key)) != count:
+                raise ValueError(f"{key} has {len(getattr(self, key))} entries for {count} classes")
+        if len(set(self.raw_values)) != count:
+            raise ValueError("raw_values names an id twice")
+        both = set(self.raw_values) & set(self.void_values or ())
+        if both:
+            raise ValueError(f"raw ids {sorted(both)} are both a class and void")
+        if self.background is not None and not 0 <= self.background < count:
+            raise ValueError(f"background {self.background} is no class index (0..{count - 1})")
+        return self
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; void is none of them."""
+        return len(self.names)
+
+    @property
+    def void(self) -> int:
+        """The index of pixels without a known class: 255 for at most 255 classes, else 65535."""
+        return _void_of(self.num_classes)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """uint8 for at most 255 classes, else uint16."""
+        return np.dtype(np.uint8 if self.num_classes <= MAX_BYTE_CLASSES else np.uint16)
+
+    def to_index(self, raw: npt.NDArray[Any]) -> Label:
+        """Map raw ids (H, W) to class indices and void.
+
+        Raises:
+            LabelValueError: a value is neither a class nor void; the message names value, pixel count and remedy.
+        """
+        if raw.size == 0:
+            return np.zeros(raw.shape, self.dtype)
+        if raw.min() < 0:
+            self._refuse(raw, {int(value) for value in np.unique(raw) if value < 0})
+        table, known = self._lookup()
+        largest = int(raw.max())
+        if largest >= len(table):
+            self._refuse(raw, {int(value) for value in np.unique(raw)} - set(np.flatnonzero(known).tolist()))
+        if not known[raw].all():
+            self._refuse(raw, {int(value) for value in np.unique(raw) if not known[value]})
+        mapped: Label = table[raw]
+        return mapped
+
+    def from_rgb(self, rgb: npt.NDArray[np.uint8]) -> Label:
+        """Map a colour-coded label (H, W, 3) to class indices. Black is void unless it is a class's colour.
+
+        Raises:
+            LabelValueError: a colour is none of the class colours.
+        """
+        flat = rgb.astype(np.int64)
+        codes = (flat[..., 0] << 16) | (flat[..., 1] << 8) | flat[..., 2]
+        wanted = {(r << 16) | (g << 8) | b: index for index, (r, g, b) in enumerate(self.colors)}
+        wanted.setdefault(0, self.void)
+        values, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
+        unknown = [i for i, code in enumerate(values) if int(code) not in wanted]
+        if unknown:
+            first = unknown[0]
+            code = int(values[first])
+            colour = (code >> 16, (code >> 8) & 255, code & 255)
+            raise LabelValueError(
+                f"colour {colour} on {int(counts[first])} pixels is no class colour ({len(unknown)} unknown colours); "
+                f"add {list(colour)} to `colors`"
+            )
+        table = np.array([wanted[int(code)] for code in values], dtype=self.dtype)
+        mapped: Label = table[inverse].reshape(codes.shape)
+        return mapped
+
+    def colorize(self, label: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        """RGB picture (H, W, 3) of a label; void is black."""
+        table = np.zeros((self.void + 1, 3), np.uint8)
+        table[: self.num_classes] = self.colors
+        return table[label]
+
+    def same_classes(self, other: LabelSpace) -> bool:
+        """Whether class index i means the same in both."""
+        return self.names == other.names
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides the meaning of an index."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _lookup(self) -> tuple[Label, npt.NDArray[np.bool_]]:
+        size = max((*self.raw_values, *(self.void_values or ()))) + 1
+        table = np.full(size, self.void, self.dtype)
+        known = np.zeros(size, bool)
+        known[list(self.raw_values)] = True
+        known[list(self.void_values or ())] = True
+        table[list(self.raw_values)] = np.arange(self.num_classes, dtype=self.dtype)
+        return table, known
+
+    def _refuse(self, raw: npt.NDArray[Any], unknown: set[int]) -> None:
+        counts = {value: int(np.count_nonzero(raw == value)) for value in sorted(unknown)}
+        listed = ", ".join(f"value {value} on {count} pixels" for value, count in list(counts.items())[:5])
+        more = f" and {len(counts) - 5} more values" if len(counts) > 5 else ""
+        remedy = f"add `void_values = {sorted({*(self.void_values or ()), *unknown})[:8]}` if it means void"
+        if unknown == {255} and self.num_classes == 2:
+            remedy = "this looks like a 0/255 mask: add `raw_values = [0, 255]`"
+        raise LabelValueError(
+            f"{listed}{more} outside the class list (raw ids {_ranges(self.raw_values)}, "
+            f"void {list(self.void_values or ())}); {remedy}, else name its class in the class list"
+        )
+
+
+def _void_of(num_classes: int) -> int:
+    return 255 if num_classes <= MAX_BYTE_CLASSES else 65535
+
+
+def _ranges(values: Sequence[int]) -> str:
+    ordered = sorted(values)
+    if ordered == list(range(ordered[0], ordered[-1] + 1)) and len(ordered) > 2:
+        return f"{ordered[0]}..{ordered[-1]}"
+    return ", ".join(map(str, ordered[:12])) + ("…" if len(ordered) > 12 else "")
+
+
+def with_background(names: Sequence[str], *, name: str = "background") -> LabelSpace:
+    """The label space of pseudo-labels: the image-level classes, then one background class (PSSL: 0..999 and 1000)."""
+    count = len(names)
+    return LabelSpace(names=(*names, name), colors=(*default_colors(count), (0, 0, 0)), background=count)
+
+
+def encode_label(label: npt.NDArray[Any]) -> bytes:
+    """Lossless run-length + zstd code of a (H, W) uint8 or uint16 map; carries its own size and type.
+
+    Raises:
+        ValueError: not a two-dimensional uint8 or uint16 array.
+    """
+    if label.ndim != 2 or label.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"a label is a (H, W) uint8 or uint16 array, found {label.shape} {label.dtype}")
+    flat = np.ascontiguousarray(label).reshape(-1)
+    starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1]))) if flat.size else np.empty(0, np.int64)
+    lengths = np.diff(np.append(starts, flat.size)).astype("<u4")
+    values = flat[starts].astype(flat.dtype.newbyteorder("<"))
+    planes = lengths.view(np.uint8).reshape(-1, 4).T  # byte planes: the high bytes are nearly all zero
+    body = values.tobytes() + np.ascontiguousarray(planes).tobytes()
+    header = _HEADER.pack(_MAGIC, label.dtype.itemsize, *label.shape)
+    return header + zstandard.ZstdCompressor(level=3, write_checksum=True).compress(body)
+
+
+def decode_label(data: bytes) -> Label:
+    """The (H, W) map behind `encode_label`.
+
+    Raises:
+        ValueError: the bytes are not such a code, or damaged.
+    """
+    try:
+        magic, itemsize, height, width = _HEADER.unpack_from(data)
+        if magic != _MAGIC or itemsize not in (1, 2):
+            raise ValueError("no label code")
+        body = zstandard.ZstdDecompressor().decompress(data[_HEADER.size :], max_output_size=height * width * 6 + 64)
+    except (struct.error, zstandard.ZstdError, ValueError) as error:
+        raise ValueError(f"damaged label code of {len(data)} bytes: {error}") from error
+    runs = len(body) // (itemsize + 4)
+    dtype = np.dtype(np.uint8) if itemsize == 1 else np.dtype("<u2")
+    values = np.frombuffer(body, dtype, count=runs)
+    planes = np.frombuffer(body, np.uint8, offset=runs * itemsize).reshape(4, runs)
+    lengths = np.ascontiguousarray(planes.T).view("<u4").reshape(-1)
+    if int(lengths.sum(dtype=np.int64)) != height * width:
+        raise ValueError(f"damaged label code: runs cover {int(lengths.sum())} of {height * width} pixels")
+    label: Label = np.repeat(values, lengths).astype(np.uint8 if itemsize == 1 else np.uint16, copy=False)
+    return label.reshape(height, width)
+
+
+def encode_confidence(confidence: npt.NDArray[np.floating[Any]]) -> bytes:
+    """Code of a (H, W) confidence map in 0..1, floored to twentieths."""
+    steps = np.floor(np.clip(confidence, 0.0, 1.0) * CONFIDENCE_STEPS + 1e-6).astype(np.uint8)
+    return encode_label(steps)
+
+
+def decode_confidence(data: bytes) -> npt.NDArray[np.float32]:
+    """The (H, W) confidence map behind `encode_confidence`, multiples of 1/20."""
+    return decode_label(data).astype(np.float32) / np.float32(CONFIDENCE_STEPS)
+
+
+def read_label_image(data: bytes) -> npt.NDArray[Any]:
+    """Raw content of a label image: (H, W) ids of an index, palette, 1-bit or 16-bit image, or (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: the bytes are no readable image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode in ("RGB", "RGBA"):
+                return np.asarray(image.convert("RGB"))
+            if image.mode == "1":
+                return np.asarray(image, dtype=np.uint8)
+            if image.mode == "LA":
+                return np.asarray(image.getchannel(0))
+            return np.asarray(image)
+    except UnidentifiedImageError as error:
+        raise ValueError("label is not an image") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"label cannot be read: {error}") from error
+
+
+def label_png(label: npt.NDArray[Any], space: LabelSpace) -> bytes:
+    """PNG of class indices: with the colours as palette for at most 255 classes, else 16-bit."""
+    if space.num_classes <= MAX_BYTE_CLASSES:
+        image = Image.fromarray(label.astype(np.uint8), mode="P")
+        palette = np.zeros((256, 3), np.uint8)
+        palette[: space.num_classes] = space.colors
+        image.putpalette(palette.tobytes())
+    else:
+        image = Image.fromarray(label.astype(np.uint16))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,281 @@
+"""Prediction over a folder, an object-store prefix or a dataset -> index PNG, coloured overlays, or a label table.
+
+    <output>/labels/<id>.png     index PNG (the class colours are its palette; 16-bit from 256 classes on)
+    <output>/overlays/<id>.png   the class colours over the image
+    <output>/table/              label table with confidence, readable like a label set
+
+Running again continues: files and shards that are there are kept, images that failed are tried again. `plan.json` says
+what they were made with; other settings are refused. An image that cannot be read is listed with its reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from pipelines import schema, storage
+from pipelines.images import decode_image
+from pipelines.ingest import by_class
+from pipelines.labels import decode_label
+from pipelines.pictures import Picture, picture_views
+from pipelines.predict_worker import (
+    FOLDERS,
+    NUM_SAMPLES,
+    BatchResult,
+    Format,
+    ImageBatch,
+    ImageFile,
+    PredictWorker,
+    Sample,
+)
+from pipelines.pssl_run import shards_in_scope
+from pipelines.published import Checkpoint, device_of, open_checkpoint, threads_of
+from pipelines.schema import ShardKey
+from pipelines.shards import CommitBuffer, ComputeSpec, ShardTask, run_shards
+from pipelines.sources.base import unique_ids, visible_files
+from pipelines.tables import Dataset, Table, differing_keys, read_shard_file
+from seg_models.predictor import PredictorSpec
+
+BATCH_IMAGES = 64  # files of a folder in one task
+FILES_SPLIT = "predict"  # the split of a table made from a folder
+
+
+@dataclass(frozen=True)
+class PredictWork:
+    """What is to be predicted, checked before work starts."""
+
+    checkpoint: Checkpoint
+    predictor: PredictorSpec
+    format: Format
+    output: str
+    batches: tuple[ImageBatch, ...]
+    plan: dict[str, Any]
+    images_uri: str = ""
+    """The image table, where the images come from a dataset."""
+
+    @property
+    def num_images(self) -> int:
+        """Images in scope."""
+        return sum(batch.num_rows for batch in self.batches)
+
+    @property
+    def place(self) -> str:
+        """Where predictions are written."""
+        return storage.join(self.output, FOLDERS[self.format])
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """What a run did."""
+
+    images_in: int
+    predicted: int
+    """In this run."""
+    existing: int
+    """By earlier runs."""
+    failures: dict[str, str]
+    """Reason by id, of every image without a prediction."""
+    class_pixels: dict[str, int]
+    """Pixels by class name, of this run."""
+    seconds: float
+    actors: int
+    pictures: tuple[Picture, ...] = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-serialisable form, without picture bytes."""
+        return {
+            "images_in": self.images_in,
+            "predicted": self.predicted,
+            "existing": self.existing,
+            "rejected": len(self.failures),
+            "failures": [{"id": image_id, "reason": reason} for image_id, reason in sorted(self.failures.items())],
+            "class_pixels": self.class_pixels,
+            "seconds": round(self.seconds, 3),
+            "images_per_s": round(self.predicted / self.seconds, 3) if self.seconds > 0 else 0.0,
+            "actors": self.actors,
+            "pictures": [picture.as_dict() for picture in self.pictures],
+        }
+
+
+def plan_predict(
+    checkpoint: str,
+    *,
+    images: str,
+    output: str,
+    split: str | None = None,
+    format: Format = "png",
+    predictor: PredictorSpec | None = None,
+    compute: ComputeSpec | None = None,
+) -> PredictWork:
+    """Check everything that can be checked before work starts; nothing is written.
+
+    Args:
+        images: a folder, an object-store prefix, or a dataset.
+        split: of a dataset.
+
+    Raises:
+        ValueError: no such checkpoint, folder or split, no images, or predictions of other settings in `output`.
+    """
+    opened, place = open_checkpoint(checkpoint), storage.normalise(images)
+    predictor, compute = predictor or PredictorSpec(), compute or ComputeSpec()
+    plan = {
+        "kind": "predict",
+        "checkpoint_sha256": opened.sha256,
+        "predictor": predictor.model_dump(mode="json"),
+        "format": format,
+        "device": device_of(compute),
+        "torch": str(torch.__version__),
+    }
+    work = PredictWork(opened, predictor, format, storage.normalise(output), (), plan)
+    work = _of_dataset(work, place, split) if _is_dataset(place) else _of_folder(work, place, split)
+    _check_plan(work)
+    return work
+
+
+def _is_dataset(place: str) -> bool:
+    return storage.exists(storage.join(place, "dataset.json"))
+
+
+def _of_dataset(work: PredictWork, place: str, split: str | None) -> PredictWork:
+    dataset = Dataset.open(place)
+    images = dataset.images
+    shards = shards_in_scope(dataset, images, split)
+    batches = tuple(ImageBatch(shard.key, shard.num_rows, shard_path=shard.path) for shard in shards)
+    return _with_images(replace(work, batches=batches, images_uri=images.uri), images.fingerprint())
+
+
+def _of_folder(work: PredictWork, place: str, split: str | None) -> PredictWork:
+    if split is not None:
+        raise ValueError(f"split: takes no effect, {place} is a folder of images and no dataset")
+    files, _ = visible_files(place)
+    if not files:
+        raise ValueError(f"images: no files in {place}")
+    ids = unique_ids([file.relative for file in files])
+    named = [ImageFile(image_id, file.uri) for image_id, file in zip(ids, files, strict=True)]
+    starts = range(0, len(named), BATCH_IMAGES)
+    batches = tuple(_batch(number, named[start : start + BATCH_IMAGES]) for number, start in enumerate(starts))
+    listing = "\n".join(f"{image_id}\0{file.size_bytes}" for image_id, file in zip(ids, files, strict=True))
+    return _with_images(replace(work, batches=batches), hashlib.sha256(listing.encode()).hexdigest())
+
+
+def _batch(number: int, files: Sequence[ImageFile]) -> ImageBatch:
+    return ImageBatch(ShardKey(FILES_SPLIT, number), len(files), files=tuple(files))
+
+
+def _with_images(work: PredictWork, fingerprint: str) -> PredictWork:
+    """Tables depend on the whole listing, because it decides what is in a shard; single files do not."""
+    return replace(work, plan={**work.plan, "images": fingerprint}) if work.format == "table" else work
+
+
+def _check_plan(work: PredictWork) -> None:
+    place = storage.join(work.output, "plan.json")
+    if not storage.exists(place):
+        return
+    differing = differing_keys(work.plan, json.loads(storage.read_bytes(place)))
+    if differing:
+        raise ValueError(
+            f"{work.output}: predictions made with other settings are here ({'; '.join(differing[:4])}); "
+            "choose another output"
+        )
+
+
+def run_predict(work: PredictWork, *, compute: ComputeSpec) -> PredictResult:
+    """Predict what was planned and is not there yet; Ray must be running.
+
+    Raises:
+        ShardError: a worker failed for a reason that is no image's.
+    """
+    start = time.monotonic()
+    storage.write_text(storage.join(work.output, "plan.json"), json.dumps(work.plan, indent=2))
+    table = _open_table(work) if work.format == "table" else None
+    done = table.committed() if table is not None else set()
+    todo = [batch for batch in work.batches if batch.key not in done]
+    tally = _Tally(table)
+    worker_args = {
+        "checkpoint": work.checkpoint,
+        "predictor": work.predictor,
+        "format": work.format,
+        "output_uri": work.place,
+        "images_uri": work.images_uri,
+        "device": device_of(compute),
+        "threads": threads_of(compute),
+    }
+    try:
+        stats = run_shards(
+            PredictWorker,
+            tasks=[ShardTask(str(batch.key), batch, batch.num_rows) for batch in todo],
+            worker_args=worker_args,
+            compute=compute,
+            on_result=lambda _, result: tally.add(result),
+            label="predict",
+        )
+    finally:
+        tally.flush()
+    return tally.result(work, seconds=time.monotonic() - start, actors=stats.actors)
+
+
+def _open_table(work: PredictWork) -> Table:
+    if storage.exists(storage.join(work.place, "_delta_log")):
+        return Table.open(work.place)
+    space = work.checkpoint.label_space.model_dump(mode="json")
+    info = {"kind": "predictions", "label_space": space, "plan": work.plan}
+    return Table.create(work.place, columns=schema.LABELS, info=info)
+
+
+class _Tally:
+    """Adds up batches as they come in, and commits their shards."""
+
+    def __init__(self, table: Table | None) -> None:
+        self._table = table
+        self._buffer = CommitBuffer(table.commit) if table is not None else None
+        self._earlier = table.counts() if table is not None else None
+        self._total = BatchResult()
+
+    def add(self, result: BatchResult) -> None:
+        """Add one batch."""
+        if self._buffer is not None and result.receipt is not None:
+            self._buffer.add([result.receipt])
+        self._total.predicted += result.predicted
+        self._total.existing += result.existing
+        self._total.failures.update(result.failures)
+        self._total.pixels.update(result.pixels)
+        samples = [*self._total.samples, *result.samples]
+        self._total.samples = heapq.nsmallest(NUM_SAMPLES, samples, key=Sample.by_hash)
+
+    def flush(self) -> None:
+        """Commit what is held."""
+        if self._buffer is not None:
+            self._buffer.flush()
+
+    def result(self, work: PredictWork, *, seconds: float, actors: int) -> PredictResult:
+        """Everything together."""
+        space, total = work.checkpoint.label_space, self._total
+        chosen = enumerate(total.samples)
+        return PredictResult(
+            images_in=work.num_images,
+            predicted=total.predicted,
+            existing=total.existing + (self._earlier.good if self._earlier is not None else 0),
+            failures=self._table.reasons() if self._table is not None else total.failures,
+            class_pixels=by_class({str(index): count for index, count in total.pixels.items()}, space),
+            seconds=seconds,
+            actors=actors,
+            pictures=tuple(_render(work, f"fixed-{number:02d}", sample) for number, sample in chosen),
+        )
+
+
+def _render(work: PredictWork, name: str, sample: Sample) -> Picture:
+    batch = sample.batch
+    if batch.shard_path:
+        rows = read_shard_file(work.images_uri, batch.shard_path, columns=("image",))
+        data = rows.column("image")[sample.row].as_py()
+    else:
+        data = storage.read_bytes(batch.files[sample.row].uri)
+    space, prediction = work.checkpoint.label_space, decode_label(sample.prediction)
+    return Picture(name, sample.id, None, picture_views(decode_image(data), space=space, prediction=prediction))

@@ -1,0 +1,191 @@
+"""What pseudo-labels are made from, fixed before the first shard: settings, ensemble, weights, numerics.
+
+Floating-point results depend on threads, kernels and chunk sizes, so all of them are part of the label plan. Under one
+plan on one kind of CPU, labels are equal bytes, whatever the number of actors, their order or retries.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import timm
+import torch
+
+from pipelines import storage
+from pipelines.labels import LabelSpace
+from pipelines.pssl_spec import Dtype, PsslSpec
+from seg_models.ensemble import Ensemble, Member
+from seg_models.spec import Spec
+from seg_models.weights.classifiers import ClassifierSpec, build_classifier
+from seg_models.weights.files import file_sha256, resolve_weights
+
+
+class ClassifierPlan(Spec):
+    """One classifier as it is used, wherever its weights lie."""
+
+    settings: dict[str, Any]
+    """The ClassifierSpec without the address of the weights."""
+    weights_sha256: str
+    dtype: Dtype
+    channels_last: bool
+    chunk: int
+
+
+class LabelPlan(Spec):
+    """Everything that decides the bytes of a pseudo-label set."""
+
+    kind: Literal["pssl"] = "pssl"
+    settings: dict[str, Any]
+    """Explainer, normalisation, resizing, deciles and seed."""
+    classifiers: tuple[ClassifierPlan, ...]
+    threads: int
+    device: Literal["cpu", "cuda"]
+    instruction_set: str
+    """Of the CPU, as torch names it."""
+    torch: str
+    timm: str
+    images: str
+    """Fingerprint of the image table."""
+
+
+def make_plan(
+    spec: PsslSpec, classifiers: tuple[ClassifierSpec, ...], *, images: str, device: Literal["cpu", "cuda"] = "cpu"
+) -> LabelPlan:
+    """Fix the plan on this machine.
+
+    Args:
+        classifiers: with weights in reach of this machine, see `local_weights`.
+        images: fingerprint of the image table.
+
+    Raises:
+        ValueError: weights are missing or hash to something else.
+    """
+    settings = spec.model_dump(mode="json", include={"explainer", "normalise", "resize", "top_deciles", "seed"})
+    return LabelPlan(
+        settings=settings,
+        classifiers=tuple(_plan_of(classifier, spec) for classifier in classifiers),
+        threads=spec.threads,
+        device=device,
+        instruction_set=torch.backends.cpu.get_cpu_capability(),
+        torch=str(torch.__version__),
+        timm=timm.__version__,
+        images=images,
+    )
+
+
+def _plan_of(classifier: ClassifierSpec, spec: PsslSpec) -> ClassifierPlan:
+    path = resolve_weights(classifier.weights_ref, sha256=classifier.weights_sha256)
+    return ClassifierPlan(
+        settings=classifier.model_dump(mode="json", exclude={"weights", "weights_sha256", "title"}),
+        weights_sha256=file_sha256(path),
+        dtype=spec.dtype,
+        channels_last=spec.channels_last,
+        chunk=spec.chunk,
+    )
+
+
+def local_weights(classifiers: tuple[ClassifierSpec, ...]) -> tuple[ClassifierSpec, ...]:
+    """The same classifiers with weights of object stores copied to this machine.
+
+    Raises:
+        ValueError: an object is missing.
+    """
+    return tuple(_local(classifier) for classifier in classifiers)
+
+
+def _local(classifier: ClassifierSpec) -> ClassifierSpec:
+    if classifier.weights is None or not storage.is_remote(classifier.weights):
+        return classifier
+    return classifier.model_copy(update={"weights": str(storage.local_copy(classifier.weights))})
+
+
+def check_machine(plan: LabelPlan) -> None:
+    """Refuse a machine whose results would differ from the plan's.
+
+    Raises:
+        ValueError: another torch or timm, another instruction set, too few CPUs, or no GPU; all are listed.
+    """
+    here = {
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+    }
+    problems = [
+        f"{key} is {here[key]}, the plan says {getattr(plan, key)}" for key in here if here[key] != getattr(plan, key)
+    ]
+    if (os.cpu_count() or 1) < plan.threads:
+        problems.append(f"{os.cpu_count()} CPUs, the plan says {plan.threads} threads")
+    if plan.device == "cuda" and not torch.cuda.is_available():
+        problems.append("no GPU, the plan says cuda")
+    if problems:
+        raise ValueError(
+            f"machine {os.uname().nodename} cannot follow the label plan ({'; '.join(problems)}), its labels would "
+            "differ: leave it out, or write another label set with --labels"
+        )
+
+
+def build_ensemble(plan: LabelPlan, classifiers: tuple[ClassifierSpec, ...]) -> Ensemble:
+    """The ensemble as planned, on this machine; threads must be set before.
+
+    Raises:
+        ValueError: weights that are missing here or differ from the plan's.
+    """
+    members = [
+        _member(classifier, planned)
+        for classifier, planned in zip(local_weights(classifiers), plan.classifiers, strict=True)
+    ]
+    settings = PsslSpec.model_validate(plan.settings)
+    return Ensemble(
+        members,
+        explainer=settings.explainer,
+        normalise=settings.normalise,
+        resize=settings.resize,
+        seed=settings.seed,
+        device=plan.device,
+    )
+
+
+def _member(classifier: ClassifierSpec, planned: ClassifierPlan) -> Member:
+    verified = classifier.model_copy(update={"weights_sha256": planned.weights_sha256})
+    dtype: torch.dtype = getattr(torch, planned.dtype)
+    return Member(build_classifier(verified, dtype=dtype, channels_last=planned.channels_last), planned.chunk)
+
+
+def pssl_label_space(space: LabelSpace) -> LabelSpace:
+    """Classes of the pseudo-labels of a dataset: its own, and a background class at the end where it has none."""
+    if space.background is not None:
+        return space
+    names = (*space.names, "background")
+    return LabelSpace(names=names, colors=(*space.colors, (0, 0, 0)), background=space.num_classes)
+
+
+def target_index(class_index: int, *, space: LabelSpace, num_scores: int) -> int:
+    """Which of a classifier's `num_scores` scores belongs to a class index of the pseudo-labels' space.
+
+    A classifier scores either every class of the space, or every class but the background, in their order.
+
+    Raises:
+        ValueError: the class is the background or no class at all.
+    """
+    if not 0 <= class_index < space.num_classes or class_index == space.background:
+        raise ValueError(f"class {class_index} is no image-level class of the dataset")
+    skips = num_scores < space.num_classes and space.background is not None and class_index > space.background
+    return class_index - 1 if skips else class_index
+
+
+def check_scores(classifiers: tuple[ClassifierSpec, ...], *, space: LabelSpace) -> None:
+    """Make sure that every classifier scores the classes of a dataset (its own space, before a background is added).
+
+    Raises:
+        ValueError: a classifier has another number of scores than the dataset has classes, or than the others.
+    """
+    allowed = (space.num_classes,) if space.background is None else (space.num_classes - 1, space.num_classes)
+    for classifier in classifiers:
+        if classifier.num_classes not in allowed:
+            raise ValueError(
+                f"classifier {classifier.label!r} scores {classifier.num_classes} classes, the dataset has "
+                f"{allowed[0]} image-level classes: the classifiers must be trained on the dataset's class list"
+            )
+    if len({classifier.num_classes for classifier in classifiers}) > 1:
+        raise ValueError("some classifiers of the ensemble score the background and others do not: use one kind")

@@ -1,0 +1,15 @@
+"""Where images and labels come from."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipelines.sources.base import Listing, Sample, Source
+from pipelines.sources.camvid import CamVidSource
+from pipelines.sources.folder import FolderSource
+from pipelines.sources.imagenet import ImageNetSource
+
+AnySource = Annotated[FolderSource | CamVidSource | ImageNetSource, Field(discriminator="kind")]
+"""Settings of any source; `kind` says which."""
+
+__all__ = ["AnySource", "CamVidSource", "FolderSource", "ImageNetSource", "Listing", "Sample", "Source"]

@@ -1,0 +1,294 @@
+"""Places and filesystems: the only file that knows fsspec, s3fs and pyarrow.fs.
+
+A place is an absolute local path or an `s3://bucket/key` address, always as text. Endpoint and credentials come from
+the AWS_* environment, for every library alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import shutil
+import tempfile
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+import fsspec
+import pyarrow.fs
+
+from seg_models.spec import did_you_mean
+
+REMOTE_SCHEMES = ("s3",)
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """One file of a listing."""
+
+    uri: str
+    relative: str
+    """Path below the listed folder, with `/`."""
+    size_bytes: int
+
+
+def is_remote(uri: str) -> bool:
+    """Whether the place lies in an object store."""
+    return uri.startswith(tuple(f"{scheme}://" for scheme in REMOTE_SCHEMES))
+
+
+def normalise(uri: str | Path) -> str:
+    """Absolute local path (relative ones start at the current folder, `~` is the home), or the address unchanged.
+
+    Raises:
+        ValueError: a scheme that is not supported.
+    """
+    text = str(uri)
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    if scheme in REMOTE_SCHEMES:
+        return text.rstrip("/")
+    if scheme == "file":
+        text = text.removeprefix("file://")
+    elif scheme:
+        raise ValueError(f"{text}: scheme {scheme!r} is not supported; use a local path or s3://bucket/prefix")
+    return os.path.abspath(os.path.expanduser(text))
+
+
+def join(uri: str, *parts: str) -> str:
+    """A place below `uri`."""
+    return posixpath.join(uri, *parts)
+
+
+def parent(uri: str) -> str:
+    """The folder a place lies in."""
+    return posixpath.dirname(uri)
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _filesystem(uri: str) -> tuple[Any, str]:
+    if not is_remote(uri):
+        return fsspec.filesystem("file"), normalise(uri)
+    options = {"endpoint_url": _endpoint()} if _endpoint() else {}
+    # Listings must show what others wrote a moment ago.
+    return fsspec.filesystem("s3", use_listings_cache=False, **options), uri.removeprefix("s3://")
+
+
+def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The pyarrow filesystem of a place and its path there."""
+    if not is_remote(uri):
+        return pyarrow.fs.LocalFileSystem(), normalise(uri)
+    options: dict[str, Any] = {}
+    endpoint = _endpoint()
+    if endpoint:
+        parts = urlsplit(endpoint)
+        options = {"endpoint_override": parts.netloc, "scheme": parts.scheme}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region or endpoint:
+        options["region"] = region or "us-east-1"
+    return pyarrow.fs.S3FileSystem(**options), uri.removeprefix("s3://")
+
+
+def delta_options(uri: str) -> dict[str, str]:
+    """Storage options of a place for Delta tables; empty on local disk. Everything else it reads from AWS_*."""
+    endpoint = _endpoint()
+    if not is_remote(uri) or not endpoint:
+        return {}
+    options = {"AWS_ENDPOINT_URL": endpoint, "AWS_REGION": os.environ.get("AWS_REGION", "us-east-1")}
+    if endpoint.startswith("http://"):
+        options["AWS_ALLOW_HTTP"] = "true"
+    return options
+
+
+def read_bytes(uri: str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    try:
+        if not is_remote(uri):
+            return Path(normalise(uri)).read_bytes()
+        filesystem, path = _filesystem(uri)
+        return bytes(filesystem.cat_file(path))
+    except FileNotFoundError as error:
+        raise ValueError(f"{uri}: no such file") from error
+
+
+def read_range(uri: str, *, offset: int, size_bytes: int) -> bytes:
+    """`size_bytes` bytes of a file from `offset`."""
+    if not is_remote(uri):
+        with open(normalise(uri), "rb") as file:
+            file.seek(offset)
+            return file.read(size_bytes)
+    filesystem, path = _filesystem(uri)
+    return bytes(filesystem.cat_file(path, start=offset, end=offset + size_bytes))
+
+
+def open_input(uri: str) -> IO[bytes]:
+    """A file opened for reading."""
+    filesystem, path = _filesystem(uri)
+    opened: IO[bytes] = filesystem.open(path, "rb")
+    return opened
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file so that readers see all of it or nothing."""
+    if is_remote(uri):
+        filesystem, path = _filesystem(uri)
+        filesystem.pipe_file(path, data)
+        return
+    target = Path(normalise(uri))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with scratch.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_text(uri: str, text: str) -> None:
+    """Write a UTF-8 text file so that readers see all of it or nothing."""
+    write_bytes(uri, text.encode())
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or folder."""
+    filesystem, path = _filesystem(uri)
+    return bool(filesystem.exists(path))
+
+
+def is_dir(uri: str) -> bool:
+    """Whether there is a folder (in an object store: any key below the prefix)."""
+    filesystem, path = _filesystem(uri)
+    return bool(filesystem.isdir(path))
+
+
+def make_dirs(uri: str) -> None:
+    """Make a local folder; object stores need none."""
+    if not is_remote(uri):
+        os.makedirs(normalise(uri), exist_ok=True)
+
+
+def delete(uri: str) -> None:
+    """Remove a file or a folder with everything in it; nothing happens where there is none."""
+    filesystem, path = _filesystem(uri)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)
+
+
+def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
+    """The files below a folder, sorted by relative path. Names that are no UTF-8 survive (surrogateescape).
+
+    Raises:
+        ValueError: no such folder; the message names the nearest one beside it.
+    """
+    require_dir(uri)
+    if is_remote(uri):
+        return _list_remote(uri, recursive=recursive)
+    root = normalise(uri)
+    found = []
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders.sort()
+        if not recursive:
+            subfolders.clear()
+        for name in names:
+            path = os.path.join(folder, name)
+            if os.path.isfile(path):
+                found.append(FileInfo(path, os.path.relpath(path, root), os.path.getsize(path)))
+    return sorted(found, key=lambda file: file.relative)
+
+
+def _list_remote(uri: str, *, recursive: bool) -> list[FileInfo]:
+    filesystem, path = _filesystem(uri)
+    entries = filesystem.find(path, detail=True, maxdepth=None if recursive else 1)
+    files = [
+        FileInfo(f"s3://{name}", name.removeprefix(path).lstrip("/"), int(entry["size"]))
+        for name, entry in entries.items()
+        if entry["type"] == "file" and not name.endswith("/")
+    ]
+    return sorted(files, key=lambda file: file.relative)
+
+
+def list_dirs(uri: str) -> list[str]:
+    """Names of the folders directly below a folder, sorted."""
+    if not is_remote(uri):
+        return sorted(entry.name for entry in os.scandir(normalise(uri)) if entry.is_dir())
+    filesystem, path = _filesystem(uri)
+    return sorted(posixpath.basename(entry["name"]) for entry in filesystem.ls(path) if entry["type"] == "directory")
+
+
+def require_dir(uri: str) -> None:
+    """Make sure that a folder exists.
+
+    Raises:
+        ValueError: it does not; the message names the nearest folder beside it.
+    """
+    if is_dir(uri):
+        return
+    if exists(uri):
+        raise ValueError(f"{uri}: is a file, a folder is needed")
+    above = parent(uri)
+    try:
+        beside = list_dirs(above) if is_dir(above) else []
+    except OSError:
+        beside = []
+    raise ValueError(f"{uri}: no such folder{did_you_mean(posixpath.basename(uri), beside)}")
+
+
+def check_writable(uri: str) -> None:
+    """Make sure that something can be written below a place, by writing and removing a small file.
+
+    Raises:
+        ValueError: it cannot, with the reason and what to do.
+    """
+    probe = join(uri, f".segray-write-test-{uuid.uuid4().hex}")
+    try:
+        write_bytes(probe, b"segray")
+        delete(probe)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        remedy = "check the bucket name and the AWS_* variables" if is_remote(uri) else "choose another folder"
+        raise ValueError(f"{uri}: cannot be written ({reason}); {remedy}") from error
+
+
+def local_copy(uri: str) -> Path:
+    """A local path with the content of a file or folder: itself on local disk, else a copy in a cache.
+
+    The cache key holds names and sizes, so a changed object gets a new copy.
+    """
+    if not is_remote(uri):
+        return Path(normalise(uri))
+    files = list_files(uri) if is_dir(uri) else [FileInfo(uri, posixpath.basename(uri), len(read_bytes(uri)))]
+    listing = "\n".join(f"{file.relative} {file.size_bytes}" for file in files)
+    key = hashlib.sha256(f"{_endpoint()}\n{uri}\n{listing}".encode()).hexdigest()[:24]
+    cache = Path(os.environ.get("SEGRAY_CACHE", Path.home() / ".cache" / "segray")) / key
+    target = cache if is_dir(uri) else cache / posixpath.basename(uri)
+    if cache.is_dir():
+        return target
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=cache.parent))
+    for file in files:
+        copy = scratch / file.relative
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(read_bytes(file.uri))
+    try:
+        scratch.rename(cache)
+    except OSError:  # another process was faster
+        shutil.rmtree(scratch)
+    return target
+
+
+def upload_dir(folder: Path, uri: str) -> None:
+    """Copy a local folder to a place, file by file, in sorted order."""
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        write_bytes(join(uri, path.relative_to(folder).as_posix()), path.read_bytes())

@@ -1,0 +1,177 @@
+"""PSPNet: pyramid scene parsing network.
+
+Zhao, Shi, Qi, Wang, Jia: Pyramid Scene Parsing Network, CVPR 2017, arXiv 1612.01105.
+
+The features of a dilated backbone are averaged over grids of 1, 2, 3 and 6 cells a side, each average is brought to
+1/4 of the channels, enlarged again and laid beside the features; a 3×3 convolution and a classifier follow. An
+auxiliary classifier looks at the stage before the last one in training (paper section 3.3, weight 0.4).
+
+Deviations, each a setting where it matters:
+- The ResNet has a deep stem (three 3×3 convolutions), as in the paper's code and mmsegmentation.
+- Enlarging is bilinear with align_corners=False everywhere (mmsegmentation, PaddleSeg); the paper's Caffe code aligns
+  corners. Inputs whose sides are multiples of the output stride then align exactly.
+- PaddleSeg has a fusing convolution of 1024 channels and biases before batch norms: preset
+  `pspnet_resnet50_paddleseg`. Without these the counts are those of mmsegmentation.
+
+Shapes: N batch, C channels, K classes, H W pixels, h w cells, b bins a side.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from seg_models.backbones.timm_backbone import Backbone, BackboneSpec
+from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
+from seg_models.parts.heads import ClassifierHead
+from seg_models.parts.layers import ConvNormAct
+from seg_models.parts.losses import upsampled_cross_entropy
+from seg_models.parts.resample import bilinear_matrix, pooling_matrix, resample
+from seg_models.spec import ModelSpec
+
+
+class PSPNetSpec(ModelSpec):
+    """Settings of a PSPNet."""
+
+    arch: Literal["pspnet"] = "pspnet"
+    backbone: BackboneSpec = BackboneSpec(name="resnet50c", output_stride=8)
+    bins: tuple[int, ...] = Field((1, 2, 3, 6), min_length=1)
+    """Side lengths of the pooling grids, in cells."""
+    pool_channels: int | None = Field(None, gt=0)
+    """Channels of each pooled branch; default: backbone channels / number of bins, as in the paper."""
+    head_channels: int = Field(512, gt=0)
+    """Channels of the 3×3 convolution that fuses features and context."""
+    aux_channels: int | None = Field(256, gt=0)
+    """Channels of the auxiliary head, or None for no auxiliary head."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Probability that a channel before a classifier is zeroed in training."""
+    conv_bias: bool = False
+    """Biases in the convolutions before batch norms of context and heads (PaddleSeg's form)."""
+
+    def build(self, num_classes: int) -> PSPNet:
+        """The network for `num_classes` classes."""
+        backbone = self.backbone.build()
+        context = PyramidPooling(
+            backbone.channels[-1], bins=self.bins, channels=self.pool_channels, conv_bias=self.conv_bias
+        )
+        head = ClassifierHead(
+            context.out_channels, self.head_channels, num_classes, dropout=self.dropout, conv_bias=self.conv_bias
+        )
+        if self.aux_channels is None:
+            return PSPNet(backbone, context=context, head=head)
+        aux_head = ClassifierHead(
+            backbone.channels[-2], self.aux_channels, num_classes, dropout=self.dropout, conv_bias=self.conv_bias
+        )
+        return PSPNet(backbone, context=context, head=head, aux_head=aux_head)
+
+
+class PyramidPooling(nn.Module):
+    """Averages over grids of several sizes, laid beside the features (paper section 3.2).
+
+    Args:
+        in_channels: channels of the features.
+        bins: cells a side of each grid.
+        channels: channels of each branch; default in_channels // number of bins.
+        conv_bias: give the 1×1 convolutions a bias.
+    """
+
+    def __init__(
+        self, in_channels: int, *, bins: tuple[int, ...], channels: int | None = None, conv_bias: bool = False
+    ) -> None:
+        super().__init__()
+        width = channels or max(1, in_channels // len(bins))
+        self.bins = bins
+        self.out_channels = in_channels + width * len(bins)
+        self.branches = nn.ModuleList(ConvNormAct(in_channels, width, kernel_size=1, bias=conv_bias) for _ in bins)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, h, w) to (N, C + branches, h, w).
+
+        Raises:
+            ValueError: one image in training: a batch norm over a grid of one cell has nothing to average.
+        """
+        if self.training and features.shape[0] == 1 and 1 in self.bins and self._norm_is_local():
+            raise ValueError("PSPNet pools to one cell: training needs at least 2 images per worker and micro-batch")
+        height, width = features.shape[-2:]
+        levels = [features]
+        for size, branch in zip(self.bins, self.branches, strict=True):
+            pooled = resample(
+                features,
+                rows=pooling_matrix(height, size, device=features.device).to(features.dtype),
+                columns=pooling_matrix(width, size, device=features.device).to(features.dtype),
+            )
+            context = branch(pooled)
+            enlarged = resample(
+                context,
+                rows=bilinear_matrix(size, height, device=features.device).to(context.dtype),
+                columns=bilinear_matrix(size, width, device=features.device).to(context.dtype),
+            )
+            levels.append(enlarged.to(features.dtype))
+        return torch.cat(levels, dim=1)
+
+    def _norm_is_local(self) -> bool:
+        """True unless batch norm averages over workers."""
+        return any(type(module) is nn.BatchNorm2d for module in self.modules())
+
+
+class PSPNet(SegModel):
+    """Backbone, pyramid pooling, head; an auxiliary head on the level before the last in training."""
+
+    class_dependent: ClassVar[tuple[str, ...]] = ("head.classifier.", "aux_head.classifier.")
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        context: PyramidPooling,
+        head: ClassifierHead,
+        aux_head: ClassifierHead | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.context = context
+        self.head = head
+        self.aux_head = aux_head
+        self.num_classes = head.classifier.out_channels
+        self.output_stride = backbone.strides[-1]
+
+    def forward(self, images: Tensor) -> SemanticOutput:
+        """(N, 3, H, W) images, uint8 or float in 0..255, to scores (N, K, h, w)."""
+        features = self.backbone(images)
+        logits = self.head(self.context(features[-1]))
+        if self.aux_head is None or not self.training:
+            return SemanticOutput(logits)
+        return SemanticOutput(logits, aux=(self.aux_head(features[-2]),))
+
+    def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
+        """`ce` of the head and, in training, `aux_ce` of the auxiliary head, both unweighted."""
+        scores = dict(zip(("ce", "aux_ce"), (output.logits, *output.aux), strict=False))
+        return {
+            name: upsampled_cross_entropy(logits, target.labels, void=target.void, class_weights=target.class_weights)
+            for name, logits in scores.items()
+        }
+
+
+PRESETS: dict[str, ModelSpec] = {
+    "pspnet_resnet50": PSPNetSpec(),
+    "pspnet_resnet50_paddleseg": PSPNetSpec(
+        backbone=BackboneSpec(name="resnet50d", output_stride=8), head_channels=1024, conv_bias=True
+    ),
+    "pspnet_resnet101": PSPNetSpec(backbone=BackboneSpec(name="resnet101c", output_stride=8)),
+    "pspnet_mobilenetv2": PSPNetSpec(
+        backbone=BackboneSpec(name="mobilenetv2_100", output_stride=16), head_channels=128, aux_channels=64
+    ),
+    "pspnet_efficientnet_lite0": PSPNetSpec(
+        backbone=BackboneSpec(name="tf_efficientnet_lite0", output_stride=16), head_channels=128, aux_channels=64
+    ),
+    "pspnet_resnet10t_narrow": PSPNetSpec(
+        backbone=BackboneSpec(
+            name="resnet10t", output_stride=8, model_kwargs={"channels": (16, 32, 64, 128), "stem_width": 16}
+        ),
+        head_channels=64,
+        aux_channels=32,
+    ),
+}

@@ -1,0 +1,179 @@
+"""Any timm network as a pyramid of features.
+
+Shapes: N batch, C channels, H W pixels; level i has strides[i] pixels per cell.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any, Literal, Self, TypeVar
+
+import timm
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from seg_models.backbones.pretrained import load_backbone
+from seg_models.parts.layers import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from seg_models.spec import Spec, did_you_mean
+from seg_models.weights.files import load_tensors, resolve_weights
+
+log = logging.getLogger(__name__)
+SpecT = TypeVar("SpecT", bound=Spec)
+
+
+class BackboneSpec(Spec):
+    """A timm network without its classifier."""
+
+    name: str
+    """timm model name, such as resnet50, resnet50d (deep stem, pooled shortcuts) or mobilenetv2_100."""
+    output_stride: Literal[4, 8, 16, 32] = 32
+    """Pixels per cell of the last level; below the network's own stride its last stages are dilated instead."""
+    pretrained: bool = False
+    """Fetch timm's published ImageNet weights."""
+    weights: str | None = None
+    """A classifier's weights: a path, `package:module/file` or an https URL."""
+    weights_sha256: str | None = Field(None, pattern=r"^[0-9a-fA-F]{64}$")
+    """What the weights file must hash to."""
+    match: Literal["name", "order"] = "name"
+    """How tensors of `weights` find their place: by name, or in order with shapes checked."""
+    mean: tuple[float, float, float] | None = None
+    """Channel means of the input, of 1; default: what timm's weights were trained with."""
+    std: tuple[float, float, float] | None = None
+    """Channel deviations of the input, of 1; default: what timm's weights were trained with."""
+    frozen_norm: bool = False
+    """Keep batch norms on their running statistics in training; needed by weights whose norms were folded away."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the network's constructor, such as pad_type = "same"."""
+
+    @field_validator("model_kwargs")
+    @classmethod
+    def _as_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """The arguments as a file would hold them: settings compare equal before and after JSON."""
+        try:
+            arguments: dict[str, Any] = json.loads(json.dumps(value))
+        except TypeError as error:
+            raise ValueError(f"model_kwargs must hold plain values: {error}") from error
+        return arguments
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if self.pretrained and self.weights is not None:
+            raise ValueError("set either `pretrained` or `weights`, not both")
+        if self.weights is None and (self.weights_sha256 is not None or self.match != "name"):
+            raise ValueError("`weights_sha256` and `match` have no effect without `weights`")
+        return self
+
+    def build(self) -> Backbone:
+        """The network, with weights if the settings name any.
+
+        Raises:
+            ValueError: unknown name, a stride the network cannot have, weights that are missing or do not fit.
+        """
+        network = _feature_network(self)
+        config: dict[str, Any] = network.pretrained_cfg or {}
+        if self.weights is not None:
+            _load(network, self)
+        return Backbone(
+            network,
+            channels=tuple(network.feature_info.channels()),
+            strides=tuple(network.feature_info.reduction()),
+            mean=self.mean or tuple(config.get("mean", IMAGENET_MEAN)),
+            std=self.std or tuple(config.get("std", IMAGENET_STD)),
+            frozen_norm=self.frozen_norm,
+        )
+
+
+class Backbone(nn.Module):
+    """A network whose stages are its outputs.
+
+    Attributes:
+        channels: channels of each level, fine to coarse.
+        strides: pixels per cell of each level.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        frozen_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean=mean, std=std)
+        self.network = network
+        self.channels = channels
+        self.strides = strides
+        self.frozen_norm = frozen_norm
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) images, uint8 or float in 0..255, to one (N, C, h, w) per level."""
+        features: list[Tensor] = self.network(self.normalize(images))
+        return features
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, but for batch norms that the settings froze."""
+        super().train(mode)
+        if self.frozen_norm:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+
+def _feature_network(spec: BackboneSpec) -> Any:
+    if not timm.is_model(spec.name):
+        raise ValueError(f"unknown timm model {spec.name!r}{did_you_mean(spec.name, timm.list_models())}")
+    stride = {} if spec.output_stride == 32 else {"output_stride": spec.output_stride}
+    try:
+        network = _create(spec, **stride)
+    except (TypeError, AssertionError, NotImplementedError) as error:
+        network = _create_with_own_stride(spec, error) if stride else _refuse(spec, str(error))
+    found = network.feature_info.reduction()[-1]
+    if found != spec.output_stride:
+        _refuse(spec, f"its stride is {found}")
+    return network
+
+
+def _create_with_own_stride(spec: BackboneSpec, error: Exception) -> Any:
+    """A network that cannot be dilated is fine where its own stride is the wanted one."""
+    try:
+        return _create(spec)
+    except (TypeError, AssertionError, NotImplementedError):
+        return _refuse(spec, str(error) or type(error).__name__)
+
+
+def _create(spec: BackboneSpec, **stride: int) -> Any:
+    arguments = {**spec.model_kwargs, **stride}
+    try:
+        return timm.create_model(spec.name, pretrained=spec.pretrained, features_only=True, **arguments)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        fix = " (fetching weights needs the network; or set `weights` to a local file)" if spec.pretrained else ""
+        raise ValueError(f"backbone {spec.name!r} cannot be made: {reason}{fix}") from error
+
+
+def _refuse(spec: BackboneSpec, reason: str) -> Any:
+    raise ValueError(
+        f"timm model {spec.name!r} cannot be a backbone with output_stride {spec.output_stride}: {reason}; "
+        "choose another output_stride or backbone"
+    )
+
+
+def _load(network: nn.Module, spec: BackboneSpec) -> None:
+    assert spec.weights is not None
+    path = resolve_weights(spec.weights, sha256=spec.weights_sha256)
+    unused = load_backbone(network, load_tensors(path), match=spec.match, origin=path.name)
+    log.info("backbone %s: weights from %s, not used: %s", spec.name, path.name, ", ".join(unused) or "none")
+
+
+def without_weights(spec: SpecT) -> SpecT:
+    """The same settings with every backbone untrained: to count parameters, or to fill from a checkpoint."""
+    changes: dict[str, Any] = {name: without_weights(value) for name, value in spec if isinstance(value, Spec)}
+    if isinstance(spec, BackboneSpec):
+        changes.update(pretrained=False, weights=None, weights_sha256=None, match="name")
+    return spec.model_copy(update=changes)

@@ -1,0 +1,106 @@
+"""From explanation maps to a label: normalise, average over models, cut into deciles, take the top.
+
+Specs: PSSL sections 3 and 4. Maps (H, W) are float64 and not negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import DTypeLike, NDArray
+from torch import Tensor
+from torch.nn import functional
+
+Normalise = Literal["none", "l1", "max", "minmax", "rank"]
+
+
+class Consensus(NamedTuple):
+    """Mean of the normalised maps of an ensemble."""
+
+    scores: Tensor | None
+    """(H, W) float64, or None where every map was skipped."""
+    num_used: int
+    skipped: tuple[int, ...]
+    """Indices of the maps without any signal (a saturated softmax)."""
+
+    @property
+    def num_skipped(self) -> int:
+        """How many maps had no signal."""
+        return len(self.skipped)
+
+
+def resize_map(scores: Tensor, *, height: int, width: int) -> Tensor:
+    """Bring a map (h, w) to (height, width), bilinear, antialiased where it shrinks."""
+    if tuple(scores.shape) == (height, width):
+        return scores
+    return functional.interpolate(
+        scores[None, None], size=(height, width), mode="bilinear", antialias=True, align_corners=False
+    )[0, 0]
+
+
+def normalise_map(scores: Tensor, *, rule: Normalise) -> Tensor:
+    """Make the maps of different models comparable; a map that is zero everywhere stays so.
+
+    Rules: `none`; `l1` (sum 1); `max` (largest value 1); `minmax` (from 0 to 1); `rank` (mean rank of equal values,
+    from 0 to 1).
+    """
+    if rule == "none":
+        return scores
+    if rule == "rank":
+        return _mean_ranks(scores)
+    low = scores.min() if rule == "minmax" else scores.new_zeros(())
+    span = scores.sum() if rule == "l1" else scores.max() - low
+    return (scores - low) / span if span > 0 else torch.zeros_like(scores)
+
+
+def consensus(maps: Iterable[Tensor], *, rule: Normalise) -> Consensus:
+    """Mean over models of the normalised maps; maps that are zero everywhere or not finite are skipped and counted."""
+    total: Tensor | None = None
+    num_used = 0
+    skipped: list[int] = []
+    for index, scores in enumerate(maps):
+        if not _has_signal(scores):
+            skipped.append(index)
+            continue
+        part = normalise_map(scores, rule=rule)
+        total = part if total is None else total + part
+        num_used += 1
+    mean = None if total is None else total / num_used
+    return Consensus(mean, num_used, tuple(skipped))
+
+
+def deciles(scores: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Decile 0..9 of each pixel: floor(10 * r / n) for the rank r in 0..n-1, equal scores in order of pixel index."""
+    num_pixels = scores.size
+    order = np.argsort(scores, axis=None, kind="stable")
+    result = np.empty(num_pixels, np.uint8)
+    result[order] = 10 * np.arange(num_pixels) // num_pixels
+    return result.reshape(scores.shape)
+
+
+def pseudo_label(
+    scores: NDArray[np.floating[Any]],
+    *,
+    class_index: int,
+    background: int,
+    top_deciles: int = 1,
+    dtype: DTypeLike = np.uint16,
+) -> NDArray[Any]:
+    """Label map (H, W): the image's class in the top deciles of the scores, background elsewhere."""
+    foreground = deciles(scores) >= 10 - top_deciles
+    return np.where(foreground, class_index, background).astype(dtype)
+
+
+def _has_signal(scores: Tensor) -> bool:
+    return bool(torch.isfinite(scores).all()) and bool((scores != 0).any())
+
+
+def _mean_ranks(scores: Tensor) -> Tensor:
+    """Mean of the ranks of equal values, from 0 to 1 (1/2 everywhere for a constant map of two pixels or more)."""
+    _, inverse, counts = torch.unique(scores, return_inverse=True, return_counts=True)
+    mean_rank = counts.cumsum(0) - (counts + 1) / 2
+    ranks: Tensor = mean_rank[inverse] / max(scores.numel() - 1, 1)
+    return ranks.to(scores.dtype)

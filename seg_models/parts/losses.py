@@ -1,0 +1,139 @@
+"""Cross-entropy of upsampled class scores that never holds the upsampled scores.
+
+A (1001, 256, 256) map of PSSL takes 262 MB per image in float32, and its gradient as much again. Here the scores are
+upsampled, compared and turned into their gradient strip by strip inside the forward pass; only the gradient at the
+size of the cells is kept.
+
+Shapes: N batch, K classes, h w cells, H W pixels of the label, r rows of a strip.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from seg_models.parts.resample import bilinear_matrix, near_inputs, resample, rows_per_strip, strips
+
+
+def upsampled_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    void: int,
+    class_weights: Tensor | None = None,
+    max_elements: int | None = None,
+) -> Tensor:
+    """Weighted mean cross-entropy of bilinearly upsampled scores (align_corners=False).
+
+    L = Σ w[label]·(−log softmax(score)[label]) / Σ w[label] over the pixels that are not void (specs: PSSL section 6).
+    Void pixels have no gradient; a batch of only void has loss 0 and gradient 0. Under data-parallel training the
+    mean is over the pixels of the rank.
+
+    Args:
+        logits: (N, K, h, w) scores of any float type.
+        labels: (N, H, W) int64 class indices, or `void`.
+        void: the label that takes part in nothing.
+        class_weights: (K,) weights w, default 1.
+        max_elements: largest K·r·W of a strip; default by device.
+
+    Returns:
+        A float32 scalar.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    if labels.dim() != 3 or logits.dim() != 4 or labels.shape[0] != logits.shape[0]:
+        raise ValueError(
+            f"logits must be (N, K, h, w) and labels (N, H, W), found {tuple(logits.shape)} and {tuple(labels.shape)}"
+        )
+    weights = torch.ones(logits.shape[1]) if class_weights is None else class_weights
+    if weights.shape != logits.shape[1:2]:
+        raise ValueError(f"{weights.numel()} class weights for {logits.shape[1]} classes")
+    weights = weights.to(device=logits.device, dtype=torch.float32)
+    with torch.autocast(logits.device.type, enabled=False):
+        loss: Tensor = _UpsampledCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            logits, labels, void, weights, max_elements
+        )
+    return loss
+
+
+class _UpsampledCrossEntropy(torch.autograd.Function):
+    """Loss and gradient in one pass over strips."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, void: int, weights: Tensor, max_elements: int | None
+    ) -> Tensor:
+        valid = labels != void
+        classes = labels.where(valid, 0)
+        pixel_weights = weights[classes] * valid
+        total = pixel_weights.sum()
+        scale = torch.where(total > 0, 1 / total, torch.zeros_like(total))
+        loss, gradient = _sum_over_strips(
+            logits, classes, pixel_weights, with_gradient=ctx.needs_input_grad[0], max_elements=max_elements
+        )
+        if gradient is not None:
+            ctx.save_for_backward((gradient * scale).to(logits.dtype))
+        return loss * scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad_loss, None, None, None, None
+
+
+def _sum_over_strips(
+    logits: Tensor, classes: Tensor, pixel_weights: Tensor, *, with_gradient: bool, max_elements: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """Σ w·nll over all pixels, and its gradient (N, K, h, w) in float32 or None."""
+    (_, num_classes, h, w), (_, height, width) = logits.shape, classes.shape
+    rows = bilinear_matrix(h, height, device=logits.device)
+    columns = bilinear_matrix(w, width, device=logits.device)
+    num_rows = rows_per_strip(num_classes, width, device=logits.device, max_elements=max_elements)
+    gradient = torch.zeros(logits.shape, device=logits.device) if with_gradient else None
+    sums = []
+    for n, image in enumerate(logits):
+        cells = image.float()
+        for strip in strips(height, rows=num_rows):
+            near = near_inputs(strip, num_in=h, ratio=h / height)
+            part, part_gradient = _strip_loss(
+                cells[:, near],
+                rows=rows[strip, near],
+                columns=columns,
+                classes=classes[n, strip].reshape(1, -1),
+                weights=pixel_weights[n, strip].reshape(1, -1),
+                with_gradient=with_gradient,
+            )
+            sums.append(part)
+            if gradient is not None and part_gradient is not None:
+                gradient[n, :, near] += part_gradient  # neighbouring strips share cells
+    return torch.stack(sums).sum(), gradient
+
+
+def _strip_loss(
+    cells: Tensor, *, rows: Tensor, columns: Tensor, classes: Tensor, weights: Tensor, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Loss sum of one strip and its gradient with respect to `cells`.
+
+    Args:
+        cells: (K, h, w) scores.
+        rows: (r, h) interpolation of the strip's rows.
+        columns: (W, w) interpolation of the columns.
+        classes: (1, r·W) labels.
+        weights: (1, r·W) weight of each pixel.
+        with_gradient: also compute the gradient.
+    """
+    num_classes, num_rows, width = cells.shape[0], rows.shape[0], columns.shape[0]
+    scores = resample(cells, rows=rows, columns=columns).view(num_classes, num_rows * width)
+    log_probabilities = torch.log_softmax(scores, dim=0)
+    loss = -(log_probabilities.gather(0, classes) * weights).sum()
+    if not with_gradient:
+        return loss, None
+    slope = log_probabilities.exp_()  # d nll / d score = softmax - one-hot
+    slope.scatter_(0, classes, slope.gather(0, classes) - 1)
+    slope.mul_(weights)
+    return loss, resample(slope.view(num_classes, num_rows, width), rows=rows.t(), columns=columns.t())

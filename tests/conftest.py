@@ -1,0 +1,52 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = Path(os.environ.get("SEGRAY_DATA", ROOT.parent / "shared" / "data"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One thread a process: results do not depend on the machine's core count."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say whether the tests on real data take part."""
+    if SHARED_DATA.is_dir():
+        return "real data: present, tests marked `real` run"
+    return "real data: absent (set SEGRAY_DATA), tests marked `real` are not part of this run"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests that share the local Ray in one process, and leave out `real` tests where there is no data."""
+    for item in items:
+        if "ray_local" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    if not SHARED_DATA.is_dir():
+        real = [item for item in items if item.get_closest_marker("real")]
+        config.hook.pytest_deselected(items=real)
+        items[:] = [item for item in items if item not in real]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real data beside the project (tests marked `real`)."""
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A local Ray of two CPUs, shared by every test of the process."""
+    from jobs.cluster import ray_session
+    from pipelines.shards import ComputeSpec
+
+    with ray_session(ComputeSpec(), num_cpus=2):
+        yield

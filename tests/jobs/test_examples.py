@@ -1,0 +1,22 @@
+"""The example job files are whole and right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import VERBS, parse_verb
+
+EXAMPLES = sorted((Path(__file__).resolve().parents[2] / "jobs" / "examples").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_every_example_is_a_valid_job_of_its_verb(path: Path) -> None:
+    job, _ = parse_verb(path.stem.partition("_")[0], [str(path)])
+    assert type(job).__name__ == VERBS[path.stem.partition("_")[0]].job
+
+
+def test_there_is_an_example_for_every_verb_that_takes_a_file() -> None:
+    shown = {path.stem.partition("_")[0] for path in EXAMPLES}
+    assert shown == {"ingest", "check", "pssl", "train", "autolabel", "evaluate", "predict", "export"}

@@ -1,0 +1,296 @@
+"""MLflow runs are read back through its own client, from a database file and from a real server that comes and goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.specs import Job, TrackingSpec
+from jobs.tracking import MetricSender, check_tracking, default_tracking_uri, track
+
+
+@pytest.fixture(autouse=True)
+def no_tracking_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def job(mlflow_database: str) -> Job:
+    return Job(name="walk", tracking=TrackingSpec(uri=mlflow_database))
+
+
+def client(uri: str) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(uri)
+
+
+class Server:
+    """A real MLflow server in a thread, on one port, that can be stopped and started."""
+
+    def __init__(self, folder: Path) -> None:
+        os.environ["_MLFLOW_SERVER_FILE_STORE"] = f"sqlite:///{folder}/server.db"
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = "mlflow-artifacts:/"
+        os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] = str(folder / "artifacts")
+        os.environ["_MLFLOW_SERVER_SERVE_ARTIFACTS"] = "true"
+        self._port = 0
+        self.start()
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        from mlflow.server import app
+        from werkzeug.serving import make_server
+
+        self._server = make_server("127.0.0.1", self._port, app, threaded=True)
+        self._port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        running = Server(tmp_path_factory.mktemp("server"))
+        check_tracking(Job(name="warm", tracking=TrackingSpec(uri=running.uri)), "out")
+    yield running
+    running.stop()
+
+
+def test_a_finished_job_leaves_one_run_with_settings_metrics_files_and_data_set(job: Job, tmp_path: Path) -> None:
+    data = {"name": "scenes", "source": "/data/scenes", "fingerprint": "f" * 64, "context": "test"}
+    with track(job, verb="evaluate", output=str(tmp_path / "out"), dataset=data) as run:
+        run.log_metrics({"val/miou": 0.25, "val/iou/traffic light, red": 0.5}, step=3)
+        run.log_image("pictures/0", np.full((4, 6, 3), 7, np.uint8), step=3)
+        run.log_table("classes.json", {"class": ["sky", "road"], "iou": [0.1, None]})
+        run.log_text("hello", "notes/a.txt")
+    found = client(run.tracking_uri).get_run(run.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "walk"
+    assert found.data.metrics == {"val/miou": 0.25, "val/iou/traffic light_ red": 0.5}
+    assert found.data.params["compute.cpus"] == "1.0"
+    assert found.data.tags["verb"] == "evaluate"
+    assert found.data.tags["dataset.fingerprint.test"] == "f" * 64
+    used = found.inputs.dataset_inputs[0].dataset
+    assert (used.name, used.digest, json.loads(used.source)) == ("scenes", "f" * 36, {"uri": "/data/scenes"})
+    history = client(run.tracking_uri).get_metric_history(run.run_id, "val/miou")
+    assert [point.step for point in history] == [3]
+
+
+def test_files_of_a_run_can_be_downloaded_and_the_job_file_is_the_whole_job(job: Job, tmp_path: Path) -> None:
+    with track(job, verb="evaluate", output=str(tmp_path / "out")) as run:
+        run.log_table("classes.json", {"class": ["sky"], "iou": [0.5]})
+        run.log_image("pictures/0", np.zeros((4, 6, 3), np.uint8))
+        (tmp_path / "report.html").write_text("<p>")
+        run.log_file(tmp_path / "report.html", folder="report")
+    reader = client(run.tracking_uri)
+    stored = reader.download_artifacts(run.run_id, "job.json", str(tmp_path))
+    assert Job.model_validate_json(Path(stored).read_text()) == job
+    table = json.loads(Path(reader.download_artifacts(run.run_id, "classes.json", str(tmp_path))).read_text())
+    assert table == {"columns": ["class", "iou"], "data": [["sky", 0.5]]}
+    assert [item.path for item in reader.list_artifacts(run.run_id, "report")] == ["report/report.html"]
+    assert any(item.path.endswith(".png") for item in reader.list_artifacts(run.run_id, "images"))
+
+
+def test_a_job_that_raises_leaves_a_failed_run_and_its_error_passes_through(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(KeyError), track(job, verb="train", output=str(tmp_path)) as run:
+        raise KeyError("lost")
+    assert client(run.tracking_uri).get_run(run.run_id).info.status == "FAILED"
+
+
+def test_the_same_job_continues_its_run_and_another_job_gets_its_own(job: Job, tmp_path: Path) -> None:
+    with track(job, verb="train", output=str(tmp_path)) as first:
+        first.log_metrics({"loss": 2.0}, step=1)
+    more_actors = job.model_copy(update={"compute": job.compute.model_copy(update={"actors": 2})})
+    with track(more_actors, verb="train", output=str(tmp_path)) as second:
+        second.log_metrics({"loss": 1.0}, step=2)
+    with track(job.model_copy(update={"name": "other"}), verb="train", output=str(tmp_path)) as third:
+        pass
+    assert first.run_id == second.run_id != third.run_id
+    found = client(second.tracking_uri).get_run(second.run_id)
+    assert found.info.status == "FINISHED"
+    assert found.data.params["compute.actors"] == "null"
+    assert found.data.tags["changed.compute.actors"] == "2"
+    history = client(second.tracking_uri).get_metric_history(second.run_id, "loss")
+    assert [point.value for point in history] == [2.0, 1.0]
+
+
+def test_long_settings_are_cut_and_lists_of_tables_become_numbered_keys() -> None:
+    from jobs.tracked_run import flatten
+
+    flat = flatten({"data": [{"split": "train"}, {"split": "val"}], "names": ["a" * 999], "crop": (3, 4), "x": None})
+    assert flat["data.0.split"] == "train"
+    assert flat["data.1.split"] == "val"
+    assert len(flat["names"]) == 500
+    assert flat["crop"] == "[3, 4]"
+    assert flat["x"] == "null"
+
+
+def test_the_default_is_a_database_file_beside_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(name="walk")
+    assert default_tracking_uri(job, str(tmp_path / "runs" / "a")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    monkeypatch.chdir(tmp_path)
+    assert default_tracking_uri(job, "s3://bucket/runs/a") == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert default_tracking_uri(job, str(tmp_path)) == "http://host:5000"
+
+
+def test_a_dry_run_checks_without_making_a_database(tmp_path: Path) -> None:
+    check_tracking(Job(name="walk"), str(tmp_path / "out"), dry_run=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "bogus://host", "file:///somewhere/mlruns"])
+def test_an_unreachable_server_is_a_quick_error_that_says_what_to_do(uri: str, tmp_path: Path) -> None:
+    job = Job(name="walk", tracking=TrackingSpec(uri=uri))
+    check_tracking(job.model_copy(update={"tracking": TrackingSpec(uri=uri, enabled=False)}), str(tmp_path))
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"no MLflow at .*tracking\.enabled = false"):
+        check_tracking(job, str(tmp_path / "out"))
+    assert time.monotonic() - start < 10  # the first one also imports mlflow
+
+
+def test_a_server_that_never_answers_is_an_error_within_seconds(tmp_path: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        job = Job(name="walk", tracking=TrackingSpec(uri=f"http://user:secret@127.0.0.1:{silent.getsockname()[1]}"))
+        start = time.monotonic()
+        with pytest.raises(ValueError, match="no MLflow") as caught:
+            check_tracking(job, str(tmp_path / "out"))
+    assert time.monotonic() - start < 10
+    assert "secret" not in str(caught.value).partition("(")[0]
+
+
+def test_disabled_tracking_touches_nothing(tmp_path: Path) -> None:
+    job = Job(name="walk", tracking=TrackingSpec(enabled=False))
+    with track(job, verb="train", output=str(tmp_path / "out")) as run:
+        run.log_metrics({"loss": 1.0})
+        run.log_image("a", np.zeros((2, 2, 3), np.uint8))
+    sender = MetricSender(run.run_id, run.tracking_uri)
+    sender.log({"loss": 1.0}, 1)
+    assert sender.close() == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_dies_in_the_middle_does_not_stop_the_job_and_gets_everything_when_it_is_back(
+    server: Server, tmp_path: Path
+) -> None:
+    job = Job(name="walk", tracking=TrackingSpec(uri=server.uri))
+    with track(job, verb="train", output=str(tmp_path / "out")) as run:
+        run.log_metrics({"loss": 3.0}, step=1)
+        server.stop()
+        start = time.monotonic()
+        for step in range(2, 40):
+            run.log_metrics({"loss": 3.0 / step}, step=step)
+        run.log_image("pictures/0", np.full((4, 6, 3), 9, np.uint8))
+        assert time.monotonic() - start < 10
+        assert len(Path(run.journal).read_text().splitlines()) == 39
+        server.start()
+    history = client(server.uri).get_metric_history(run.run_id, "loss")
+    assert sorted(point.step for point in history) == list(range(1, 40))
+    assert client(server.uri).get_run(run.run_id).info.status == "FINISHED"
+    assert any(item.path.endswith(".png") for item in client(server.uri).list_artifacts(run.run_id, "images"))
+    assert not Path(run.journal).exists()
+
+
+def test_a_server_that_stays_away_leaves_a_journal_that_the_next_start_sends(server: Server, tmp_path: Path) -> None:
+    job = Job(name="walk", tracking=TrackingSpec(uri=server.uri))
+    with track(job, verb="train", output=str(tmp_path / "out")) as run:
+        server.stop()
+        run.log_metrics({"loss": 3.0}, step=1)
+    assert Path(run.journal).exists()
+    server.start()
+    with track(job, verb="train", output=str(tmp_path / "out")) as again:
+        pass
+    assert again.run_id == run.run_id
+    assert client(server.uri).get_metric_history(run.run_id, "loss")[0].value == 3.0
+    assert not Path(run.journal).exists()
+
+
+def test_the_sender_delivers_every_point_once_in_batches(job: Job, tmp_path: Path) -> None:
+    with track(job, verb="train", output=str(tmp_path)) as run:
+        sender = MetricSender(run.run_id, run.tracking_uri)
+        for step in range(1500):
+            sender.log({"loss": 1.0 / (step + 1)}, step)
+        assert sender.close(timeout=30) == 0
+    history = client(run.tracking_uri).get_metric_history(run.run_id, "loss")
+    assert [point.step for point in history] == list(range(1500))
+
+
+def test_the_sender_never_waits_and_the_run_sends_what_it_could_not(server: Server, tmp_path: Path) -> None:
+    job = Job(name="walk", tracking=TrackingSpec(uri=server.uri))
+    with track(job, verb="train", output=str(tmp_path / "out")) as run:
+        sender = MetricSender(run.run_id, run.tracking_uri, journal=run.journal)
+        server.stop()
+        start = time.monotonic()
+        for step in range(200):
+            sender.log({"loss": 1.0}, step)
+        assert time.monotonic() - start < 1
+        assert sender.close(timeout=5) == 200
+        server.start()
+    history = client(server.uri).get_metric_history(run.run_id, "loss")
+    assert sorted(point.step for point in history) == list(range(200))
+
+
+def test_a_worker_that_does_not_see_the_database_file_journals_instead_of_making_another(tmp_path: Path) -> None:
+    journal = tmp_path / "pending.jsonl"
+    sender = MetricSender("abc", f"sqlite:///{tmp_path}/elsewhere/mlflow.db", journal=str(journal))
+    sender.log({"loss": 1.0}, 1)
+    sender.close()
+    assert not (tmp_path / "elsewhere").exists()
+    assert json.loads(journal.read_text())["payload"]["points"][0][0] == "loss"
+
+
+def test_what_the_server_refuses_is_said_and_not_kept(
+    job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with track(job, verb="train", output=str(tmp_path)) as run:
+        run.log_metrics({"k" * 400: 2.0})
+        run.log_metrics({"loss": 1.0})
+    assert "refused metrics" in caplog.text
+    assert not Path(run.journal).exists()
+    assert client(run.tracking_uri).get_run(run.run_id).data.metrics == {"loss": 1.0}
+
+
+def test_one_entry_that_always_fails_does_not_hold_back_the_others(tmp_path: Path) -> None:
+    from jobs.journal import Entry, Journal
+
+    journal = Journal(tmp_path / "pending.jsonl")
+    for name in ("a", "bad", "b", "c"):
+        journal.append(Entry("run", "image", {"name": name, "png": b"\x00\xff"}))
+    sent = []
+
+    def send(entry: Entry) -> None:
+        if entry.payload["name"] == "bad":
+            raise OSError("disk full")
+        sent.append(entry.payload["name"])
+
+    assert journal.replay(send) == 3
+    assert sent == ["a", "b", "c"]
+    assert [entry.payload for entry in journal.entries()] == [{"name": "bad", "png": b"\x00\xff"}]
+
+
+def test_a_journal_cut_in_the_middle_of_a_line_gives_what_was_whole(tmp_path: Path) -> None:
+    from jobs.journal import Entry, Journal
+
+    journal = Journal(tmp_path / "pending.jsonl")
+    journal.append(Entry("run", "tags", {"tags": {"a": "1"}}))
+    with journal.path.open("a") as file:
+        file.write('{"run_id": "run", "ki')
+    assert journal.entries() == [Entry("run", "tags", {"tags": {"a": "1"}})]

@@ -1,0 +1,280 @@
+"""The training loop: learning rates, losses, accumulation, several workers, transfer, errors."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from jobs.training.loop import train
+from jobs.training.optimizers import build_optimizer, lr_factor, parameter_groups, set_lr
+from jobs.training.plan import TrainPlan, Worker, class_weights, usable_workers
+from jobs.training.points import PointLog, read_points
+from jobs.training.progress import StepTimer
+from jobs.training.resume import checkpoint_uri
+from jobs.training.step import total_loss
+from pipelines import storage
+from pipelines.labels import LabelSpace
+from pipelines.samples import Part, SampleIndex, build_index
+from seg_models.checkpoints import save_model
+from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, ScheduleSpec
+from tests.jobs.ranks import run_ranks
+from tests.jobs.tiny_training import CPU, TINY_PSPNET, TinySpec, plan_of, tiny_recipe, train_alone, train_as_rank
+from tests.tiny_data import SPACE, write_dataset
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
+    root = tmp_path_factory.mktemp("data")
+    write_dataset(root, shard_sizes=(6, 6))
+    return build_index([Part(dataset=str(root))])
+
+
+# -- settings ------------------------------------------------------------------------------------------------------
+
+
+def test_the_poly_schedule_falls_from_one_to_almost_zero() -> None:
+    spec = ScheduleSpec(kind="poly", power=0.9)
+    assert lr_factor(0, spec=spec, steps=100) == 1.0
+    assert lr_factor(50, spec=spec, steps=100) == pytest.approx(0.5**0.9)
+    assert lr_factor(99, spec=spec, steps=100) == pytest.approx(0.01**0.9)
+
+
+def test_warm_up_grows_linearly_to_the_schedule() -> None:
+    spec = ScheduleSpec(kind="constant", warmup_steps=10, warmup_factor=0.1)
+    factors = [lr_factor(step, spec=spec, steps=100) for step in range(12)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[5] == pytest.approx(0.55)
+    assert factors[10:] == [1.0, 1.0]
+
+
+def test_the_backbone_learns_at_its_own_rate_and_norms_may_go_without_decay() -> None:
+    model = TinySpec(norm=True).build(3)
+    spec = OptimizerSpec(lr=0.1, weight_decay=0.01, backbone_lr_factor=0.1, decay_norms_and_biases=False)
+    optimizer = build_optimizer(model, spec)
+    set_lr(optimizer, 0.5)
+    found = {
+        name: (group["lr"], group["weight_decay"])
+        for name, parameter in model.named_parameters()
+        for group in optimizer.param_groups
+        if any(parameter is other for other in group["params"])
+    }
+    assert found == {
+        "backbone.weight": (pytest.approx(0.005), 0.01),
+        "backbone.bias": (pytest.approx(0.005), 0.0),
+        "norm.weight": (pytest.approx(0.05), 0.0),
+        "norm.bias": (pytest.approx(0.05), 0.0),
+        "head.weight": (pytest.approx(0.05), 0.01),
+        "head.bias": (pytest.approx(0.05), 0.0),
+    }
+
+
+def test_a_backbone_rate_without_a_backbone_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"backbone_lr_factor = 0\.1 takes no effect"):
+        parameter_groups(nn.Linear(2, 2), OptimizerSpec(backbone_lr_factor=0.1))
+
+
+def test_adamw_takes_its_momentum_as_first_beta() -> None:
+    optimizer = build_optimizer(nn.Linear(2, 2), OptimizerSpec(kind="adamw", momentum=0.8))
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.999)
+
+
+def test_auxiliary_losses_are_weighted() -> None:
+    losses = {"ce": torch.tensor(1.0), "aux_ce": torch.tensor(10.0), "aux2": torch.tensor(100.0)}
+    assert total_loss(losses, aux_weight=0.4).item() == pytest.approx(45.0)
+
+
+def test_the_background_class_alone_is_weighted() -> None:
+    recipe = tiny_recipe(loss=LossSpec(background_weight=0.1))
+    weights = class_weights(recipe, LabelSpace(names=("a", "b", "rest"), background=2))
+    assert weights is not None
+    assert weights.tolist() == pytest.approx([1.0, 1.0, 0.1])
+    assert class_weights(tiny_recipe(), SPACE) is None
+    with pytest.raises(ValueError, match=r"background_weight = 0\.1 takes no effect"):
+        class_weights(recipe, LabelSpace(names=("a", "b")))
+
+
+@pytest.mark.parametrize(
+    ("workers", "batch", "accumulate", "usable"),
+    [(4, 8, 1, 4), (4, 8, 4, 2), (5, 16, 1, 4), (3, 8, 1, 2), (1, 7, 1, 1)],
+)
+def test_workers_are_rounded_down_to_what_divides(workers: int, batch: int, accumulate: int, usable: int) -> None:
+    recipe = tiny_recipe(global_batch=batch, lanes=48)
+    assert usable_workers(workers, recipe=recipe, accumulate=accumulate) == usable
+
+
+def test_accumulation_that_does_not_divide_the_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"accumulate = 3 does not divide .*global_batch = 8; divisors are 1, 2, 4, 8"):
+        usable_workers(1, recipe=tiny_recipe(global_batch=8), accumulate=3)
+
+
+def test_the_timer_tells_rate_waiting_and_time_left() -> None:
+    now = [100.0]
+    timer = StepTimer(steps=10, global_batch=4, first_step=2, clock=lambda: now[0])
+    for _ in range(2):
+        with timer.waiting():
+            now[0] += 1
+        now[0] += 3
+    lap = timer.lap(4)
+    assert (lap.images_per_s, lap.wait_share, lap.left_s) == (1.0, 0.25, 24.0)
+    assert lap.text() == "1.0 img/s  data wait 25%  left 0:00:24"
+    assert timer.seconds == 8
+
+
+# -- loop ----------------------------------------------------------------------------------------------------------
+
+
+def test_training_learns_the_tiny_scenes(index: SampleIndex, tmp_path: Path) -> None:
+    recipe = tiny_recipe(steps=40, optimizer=OptimizerSpec(lr=0.3))
+    model, figures = train_alone(plan_of(index, tmp_path, recipe, log_every=5))
+    losses = [point["train/loss"] for point in read_points(str(tmp_path))]
+    assert losses[-1] < 0.5 * losses[0]
+    assert figures["steps"] == 40
+    assert figures["resumed_from"] == 0
+    assert model.num_classes == 3
+
+
+def test_pspnet_trains_with_its_auxiliary_head(index: SampleIndex, tmp_path: Path) -> None:
+    recipe = tiny_recipe(model=TINY_PSPNET, steps=2, augment=AugmentSpec(crop=(32, 32)))
+    model, _ = train_alone(plan_of(index, tmp_path, recipe, precision="bf16"))
+    assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+    points = read_points(str(tmp_path))
+    assert [point["step"] for point in points] == [2]
+    assert {"train/loss", "train/lr", "train/images_per_s", "train/data_wait"} < set(points[0])
+
+
+def test_accumulated_micro_batches_equal_the_whole_batch(index: SampleIndex, tmp_path: Path) -> None:
+    # Crops lie inside the images, so every micro-batch has as many pixels as the others.
+    whole, _ = train_alone(plan_of(index, tmp_path / "a", tiny_recipe()))
+    parts, _ = train_alone(plan_of(index, tmp_path / "b", tiny_recipe(), accumulate=2))
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, atol=1e-5, rtol=1e-4)
+
+
+def train_all(rank: int, world: int, plans: list[TrainPlan]) -> list[dict[str, Tensor]]:
+    return [train_as_rank(rank, world, plan) for plan in plans]
+
+
+def test_two_workers_train_the_network_that_one_would(index: SampleIndex, tmp_path: Path) -> None:
+    recipe = tiny_recipe(model=TinySpec(norm=True), global_batch=12, lanes=12)
+    separate = recipe.model_copy(update={"sync_batch_norm": False})
+    plans = [
+        plan_of(index, tmp_path / "whole", recipe),
+        plan_of(index, tmp_path / "parts", recipe, accumulate=3),
+        plan_of(index, tmp_path / "separate", separate),
+    ]
+    first, second = run_ranks(train_all, 2, plans)
+    for ours, theirs in zip(first[:2], second[:2], strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), "all workers end with the same bits"
+    alone = dict(train_alone(plan_of(index, tmp_path / "alone", recipe))[0].state_dict())
+    assert_close(first[0], alone)
+    assert_close(first[1], dict(train_alone(plan_of(index, tmp_path / "alone3", recipe, accumulate=3))[0].state_dict()))
+    assert not torch.allclose(first[2]["norm.running_var"], alone["norm.running_var"], rtol=1e-3)
+    # One worker goes on with what two began: the same global batches, so the same network.
+    storage.delete(checkpoint_uri(str(tmp_path / "whole"), 6))
+    continued, figures = train_alone(plans[0])
+    assert figures["resumed_from"] == 3
+    assert_close(dict(continued.state_dict()), alone)
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-4, rtol=1e-3)
+
+
+def publish(root: Path, space: LabelSpace) -> dict[str, Tensor]:
+    torch.manual_seed(77)
+    spec = TinySpec(norm=True)
+    model = spec.build(space.num_classes)
+    save_model(root, model=model, spec=spec, label_space=space.model_dump(mode="json"), recipe=None, provenance={})
+    return dict(model.state_dict())
+
+
+def test_a_run_begins_from_every_tensor_of_a_checkpoint_with_the_same_classes(
+    index: SampleIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = publish(tmp_path / "teacher", SPACE)
+    recipe = tiny_recipe(model=TinySpec(norm=True), optimizer=OptimizerSpec(lr=1e-12), steps=1)
+    model, figures = train_alone(plan_of(index, tmp_path / "run", recipe, init_from=str(tmp_path / "teacher")))
+    torch.testing.assert_close(model.state_dict()["head.weight"], given["head.weight"])
+    assert "kept 9 tensors, all of them" in figures["transfer"]
+    assert "kept 9 tensors" in capsys.readouterr().out
+
+
+def test_other_classes_leave_the_classifier_behind(index: SampleIndex, tmp_path: Path) -> None:
+    given = publish(tmp_path / "teacher", LabelSpace(names=("cat", "dog", "sky")))
+    recipe = tiny_recipe(model=TinySpec(norm=True), optimizer=OptimizerSpec(lr=1e-12), steps=1)
+    model, figures = train_alone(plan_of(index, tmp_path / "run", recipe, init_from=str(tmp_path / "teacher")))
+    torch.testing.assert_close(model.state_dict()["backbone.weight"], given["backbone.weight"])
+    assert not torch.allclose(model.state_dict()["head.weight"], given["head.weight"])
+    assert "dropped 2" in figures["transfer"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_step_and_samples(index: SampleIndex, tmp_path: Path) -> None:
+    recipe = tiny_recipe(optimizer=OptimizerSpec(lr=1e30), steps=50)
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d+ \(samples scene-00\d\d, .*optimizer.lr"):
+        train_alone(plan_of(index, tmp_path, recipe, checkpoint_every=1))
+    assert all(math.isfinite(point["train/loss"]) for point in read_points(str(tmp_path)))
+
+
+def test_gradients_are_clipped_to_the_norm_asked_for(index: SampleIndex, tmp_path: Path) -> None:
+    recipe = tiny_recipe(optimizer=OptimizerSpec(lr=1.0, momentum=0, weight_decay=0, clip_grad_norm=1e-3), steps=1)
+    torch.manual_seed(recipe.seed)
+    start = TinySpec().build(3).state_dict()
+    model, _ = train_alone(plan_of(index, tmp_path, recipe))
+    moved = torch.cat([(value - start[name]).flatten() for name, value in model.state_dict().items()])
+    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+# -- curve ---------------------------------------------------------------------------------------------------------
+
+
+class Inbox:
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+        self.closed = False
+
+    def log(self, metrics: Any, step: int) -> None:
+        self.steps.append(step)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_points_are_on_disk_at_once_and_reach_the_sender_once(tmp_path: Path) -> None:
+    inbox = Inbox()
+    points = PointLog(str(tmp_path), from_step=0, sender=inbox)
+    for step in (2, 4, 6):
+        points.log({"train/loss": 1.0 / step}, step=step)
+        assert read_points(str(tmp_path))[-1]["step"] == step
+    again = Inbox()
+    resumed = PointLog(str(tmp_path), from_step=4, sender=again)
+    assert [point["step"] for point in read_points(str(tmp_path))] == [2, 4]
+    for step in (6, 8):
+        resumed.log({"train/loss": 0.0}, step=step)
+    resumed.close()
+    points.close()
+    assert (inbox.steps, again.steps, again.closed) == ([2, 4, 6], [8], True)
+    assert [point["step"] for point in read_points(str(tmp_path))] == [2, 4, 6, 8]
+
+
+def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 2, "train/loss": 1.0}) + '\n{"step": 4, "tra')
+    assert [point["step"] for point in read_points(str(tmp_path))] == [2]
+    PointLog(str(tmp_path), from_step=2).close()
+    assert read_points(str(tmp_path)) == [{"step": 2, "train/loss": 1.0}]
+
+
+def test_workers_are_told_apart_by_rank_and_only_rank_zero_speaks(
+    index: SampleIndex, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(plan_of(index, tmp_path, tiny_recipe(steps=2)), Worker(rank=0, world=1, device=CPU))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("step 2/2  loss ")
+    assert "img/s" in lines[0]

@@ -1,0 +1,184 @@
+"""LabelSpace and the label codecs."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from pipelines.labels import (
+    LabelSpace,
+    LabelValueError,
+    decode_confidence,
+    decode_label,
+    encode_confidence,
+    encode_label,
+    label_png,
+    read_label_image,
+    with_background,
+)
+
+SHAPES = st.tuples(st.integers(0, 12), st.integers(0, 12))
+
+
+@given(hnp.arrays(np.uint8, SHAPES, elements=st.integers(0, 3)))
+def test_byte_labels_survive_the_codec(label: np.ndarray) -> None:
+    again = decode_label(encode_label(label))
+    assert again.dtype == np.uint8
+    assert again.shape == label.shape
+    assert (again == label).all()
+
+
+@given(hnp.arrays(np.uint16, SHAPES, elements=st.integers(0, 65535)))
+def test_two_byte_labels_survive_the_codec(label: np.ndarray) -> None:
+    again = decode_label(encode_label(label))
+    assert again.dtype == np.uint16
+    assert (again == label).all()
+
+
+def test_a_long_run_is_a_few_bytes() -> None:
+    assert len(encode_label(np.zeros((2000, 2000), np.uint8))) < 64
+
+
+@pytest.mark.parametrize("cut", [3, 12, 20, -1])
+def test_a_truncated_code_is_refused(cut: int) -> None:
+    data = encode_label(np.arange(600, dtype=np.uint16).reshape(20, 30))
+    with pytest.raises(ValueError, match="damaged label code"):
+        decode_label(data[:cut])
+
+
+def test_every_flipped_bit_is_noticed_or_harmless() -> None:
+    label = np.random.default_rng(0).integers(0, 5, (16, 16)).astype(np.uint8)
+    data = bytearray(encode_label(label))
+    for position in range(13, len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << (position % 8)
+        try:
+            again = decode_label(bytes(damaged))
+        except ValueError:
+            continue
+        assert (again == label).all(), f"byte {position} changed the label silently"
+
+
+@pytest.mark.parametrize("label", [np.zeros((2, 2), np.int32), np.zeros((2, 2, 3), np.uint8)])
+def test_only_byte_maps_are_encoded(label: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="uint8 or uint16"):
+        encode_label(label)
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40))
+def test_confidence_is_floored_to_twentieths(values: list[float]) -> None:
+    confidence = np.array([values], np.float32)
+    again = decode_confidence(encode_confidence(confidence))
+    assert (again <= confidence + 1e-6).all()
+    assert (confidence - again < 0.05 + 1e-6).all()
+
+
+def test_void_is_255_up_to_255_classes_and_65535_above() -> None:
+    assert (LabelSpace(names=tuple(f"c{i}" for i in range(255))).void) == 255
+    large = LabelSpace(names=tuple(f"c{i}" for i in range(256)))
+    assert large.void == 65535
+    assert large.dtype == np.uint16
+
+
+def test_pseudo_labels_of_imagenet_have_background_1000_and_void_65535() -> None:
+    space = with_background([f"n{i}" for i in range(1000)])
+    assert (space.background, space.num_classes, space.void, space.names[1000]) == (1000, 1001, 65535, "background")
+
+
+def test_raw_values_are_mapped_and_void_values_become_void() -> None:
+    space = LabelSpace(names=("road", "sky"), raw_values=(7, 23), void_values=(0, 255))
+    assert space.to_index(np.array([[7, 23, 0, 255]])).tolist() == [[0, 1, 255, 255]]
+
+
+@given(hnp.arrays(np.uint8, (6, 6), elements=st.integers(0, 9)))
+def test_mapping_equals_the_obvious_loop_or_refuses(raw: np.ndarray) -> None:
+    space = LabelSpace(names=("a", "b", "c"), raw_values=(4, 1, 6), void_values=(9, 2))
+    wanted = {4: 0, 1: 1, 6: 2, 9: 255, 2: 255}
+    if set(np.unique(raw).tolist()) <= set(wanted):
+        slow = [[wanted[int(value)] for value in row] for row in raw]
+        assert space.to_index(raw).tolist() == slow
+    else:
+        with pytest.raises(LabelValueError):
+            space.to_index(raw)
+
+
+def test_an_unknown_value_is_named_with_its_pixels_and_the_line_to_add() -> None:
+    space = LabelSpace(names=("a", "b", "c"))
+    with pytest.raises(LabelValueError, match=r"value 9 on 2 pixels.*void_values = \[9, 255\]"):
+        space.to_index(np.array([[0, 9, 9, 1]]))
+
+
+def test_a_0_255_mask_gets_its_own_hint() -> None:
+    space = LabelSpace(names=("background", "thing"), void_values=())
+    with pytest.raises(LabelValueError, match=r"raw_values = \[0, 255\]"):
+        space.to_index(np.array([[0, 255]]))
+
+
+def test_negative_values_are_refused() -> None:
+    with pytest.raises(LabelValueError, match="value -1 on 1 pixels"):
+        LabelSpace(names=("a", "b")).to_index(np.array([[0, -1]]))
+
+
+def test_colour_labels_are_mapped_by_colour() -> None:
+    space = LabelSpace(names=("a", "b"), colors=((255, 0, 0), (0, 255, 0)))
+    rgb = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 0]]], np.uint8)
+    assert space.from_rgb(rgb).tolist() == [[0, 1, 255]]
+    with pytest.raises(LabelValueError, match=r"colour \(1, 2, 3\) on 1 pixels"):
+        space.from_rgb(np.array([[[1, 2, 3]]], np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colors": ((1, 2, 3),)}, "colors has 1 entries for 2 classes"),
+        ({"raw_values": (3, 3)}, "names an id twice"),
+        ({"void_values": (1,)}, "both a class and void"),
+        ({"background": 2}, "is no class index"),
+    ],
+)
+def test_a_space_that_contradicts_itself_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LabelSpace(names=("a", "b"), **changes)  # type: ignore[arg-type]
+
+
+def test_generated_colours_are_distinct() -> None:
+    colors = LabelSpace(names=tuple(f"c{i}" for i in range(150))).colors
+    assert len(set(colors)) == 150
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16", "1"])
+def test_label_images_keep_their_ids(mode: str) -> None:
+    ids = np.array([[0, 1], [1, 0]], np.uint16 if mode == "I;16" else np.uint8)
+    if mode == "1":
+        image = Image.fromarray(ids * 255).convert("1")
+    elif mode == "P":
+        image = Image.fromarray(ids, mode="L").convert("P")
+        image.putdata(ids.reshape(-1).tolist())
+    else:
+        image = Image.fromarray(ids)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    assert read_label_image(buffer.getvalue()).tolist() == ids.tolist()
+
+
+def test_text_is_no_label_image() -> None:
+    with pytest.raises(ValueError, match="not an image"):
+        read_label_image(b"hello")
+
+
+@pytest.mark.parametrize("count", [3, 300])
+def test_written_png_reads_back_as_the_same_indices(count: int) -> None:
+    space = LabelSpace(names=tuple(f"c{i}" for i in range(count)))
+    label = np.array([[0, count - 1], [space.void, 1]], space.dtype)
+    assert read_label_image(label_png(label, space)).tolist() == label.tolist()
+
+
+def test_void_is_black_in_pictures() -> None:
+    space = LabelSpace(names=("a",), colors=((9, 8, 7),))
+    assert space.colorize(np.array([[0, 255]], np.uint8)).tolist() == [[[9, 8, 7], [0, 0, 0]]]

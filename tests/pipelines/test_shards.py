@@ -1,0 +1,115 @@
+"""Work over shards on Ray."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.schema import Receipt, ShardKey
+from pipelines.shards import CommitBuffer, ComputeSpec, RunStats, ShardError, ShardTask, num_actors, run_shards
+
+
+class Multiply:
+    def __init__(self, factor: int, crash_file: str = "") -> None:
+        self.factor, self.crash_file = factor, crash_file
+
+    def __call__(self, payload: int) -> int:
+        if payload < 0:
+            raise ValueError(f"payload {payload} is negative")
+        if self.crash_file and payload == 3 and not os.path.exists(self.crash_file):
+            Path(self.crash_file).touch()
+            os._exit(1)
+        return payload * self.factor
+
+
+class Unbuildable:
+    def __init__(self) -> None:
+        raise ValueError("weights are missing")
+
+    def __call__(self, payload: int) -> int:
+        return payload
+
+
+def run(worker: type, payloads: list[int], *, actors: int = 1, **worker_args: Any) -> tuple[dict[str, Any], RunStats]:
+    results: dict[str, Any] = {}
+
+    def keep(key: str, value: Any) -> None:
+        assert key not in results, f"{key} was handed over twice"
+        results[key] = value
+
+    tasks = [ShardTask(f"k{payload}", payload) for payload in payloads]
+    stats = run_shards(
+        worker,
+        tasks=tasks,
+        worker_args=worker_args,
+        compute=ComputeSpec(actors=actors, cpus=0.5),
+        on_result=keep,
+        label="test",
+    )
+    return results, stats
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("actors", [1, 2])
+def test_every_task_is_done_once_whatever_the_number_of_actors(actors: int) -> None:
+    results, stats = run(Multiply, list(range(12)), actors=actors, factor=3)
+    assert results == {f"k{i}": 3 * i for i in range(12)}
+    assert stats.tasks == 12
+    assert stats.actors == actors
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_worker_that_raises_stops_the_run_with_shard_and_cause() -> None:
+    with pytest.raises(ShardError, match="test: shard k-1: payload -1 is negative"):
+        run(Multiply, [-1], factor=1)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_worker_that_cannot_start_says_why() -> None:
+    with pytest.raises(ShardError, match="worker cannot start: weights are missing"):
+        run(Unbuildable, [1])
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.faults
+def test_a_killed_actor_costs_no_result_and_doubles_none(tmp_path: Path) -> None:
+    results, _ = run(Multiply, list(range(8)), actors=2, factor=2, crash_file=str(tmp_path / "crashed"))
+    assert (tmp_path / "crashed").exists()
+    assert results == {f"k{i}": 2 * i for i in range(8)}
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_no_tasks_need_no_actors() -> None:
+    assert run(Multiply, [], factor=1)[0] == {}
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_the_default_leaves_a_cpu_to_the_driver() -> None:
+    assert num_actors(ComputeSpec(), num_tasks=10) == 1
+    assert num_actors(ComputeSpec(cpus=0.25), num_tasks=10) == 4
+    assert num_actors(ComputeSpec(cpus=0.25), num_tasks=2) == 2
+
+
+def receipt(number: int) -> Receipt:
+    return Receipt(ShardKey("train", number), f"{number}", 1, 1, 0, "x")
+
+
+def test_receipts_are_committed_together_and_none_is_kept_back() -> None:
+    commits: list[int] = []
+    buffer = CommitBuffer(lambda held: commits.append(len(held)), max_receipts=3, max_seconds=1e9)
+    for number in range(7):
+        buffer.add([receipt(number)])
+    assert commits == [3, 3]
+    buffer.flush()
+    buffer.flush()
+    assert commits == [3, 3, 1]
+
+
+def test_receipts_do_not_wait_longer_than_allowed() -> None:
+    commits: list[int] = []
+    buffer = CommitBuffer(lambda held: commits.append(len(held)), max_receipts=100, max_seconds=0.0)
+    buffer.add([receipt(0)])
+    assert commits == [1]

@@ -1,0 +1,163 @@
+"""Datasets and label sets as tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines import storage
+from pipelines.labels import LabelSpace, encode_label
+from pipelines.schema import Receipt, ShardKey
+from pipelines.tables import ConcurrentWriteError, Dataset, DatasetInfo, Table, read_shard_file, write_shard
+
+SPACE = LabelSpace(names=("a", "b"))
+
+
+def info(**source: Any) -> DatasetInfo:
+    return DatasetInfo(name="x", label_space=SPACE, splits=("train", "test"), source=source)
+
+
+def rows(count: int, *, start: int = 0, rejected: int = 0) -> pa.Table:
+    codes = [encode_label(np.full((3, 4), i % 2, np.uint8)) for i in range(count)]
+    return pa.table(
+        {
+            "id": [f"i{start + i}" for i in range(count)],
+            "label": pa.array([None if i < rejected else codes[i] for i in range(count)], pa.binary()),
+            "confidence": pa.array([None] * count, pa.binary()),
+            "reason": pa.array(["bad" if i < rejected else None for i in range(count)], pa.string()),
+        }
+    )
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Table:
+    return Dataset.create(str(tmp_path / "d"), info()).create_labels("human", label_space=SPACE, plan={"p": 1})
+
+
+def shard(table: Table, number: int, count: int = 3, rejected: int = 0) -> Receipt:
+    return write_shard(table.uri, ShardKey("train", number), rows(count, start=10 * number, rejected=rejected))
+
+
+def test_a_shard_is_invisible_until_it_is_committed(labels: Table) -> None:
+    receipt = shard(labels, 0)
+    assert labels.committed() == set()
+    assert labels.commit([receipt]) == 1
+    assert labels.committed() == {ShardKey("train", 0)}
+    assert labels.read(receipt.key).column("id").to_pylist() == ["i0", "i1", "i2"]
+
+
+def test_committing_twice_adds_nothing(labels: Table) -> None:
+    receipt = shard(labels, 0)
+    assert [labels.commit([receipt]), labels.commit([receipt, receipt])] == [1, 0]
+    assert labels.counts().rows == 3
+
+
+def test_counts_tell_rejected_rows_without_reading_them(labels: Table) -> None:
+    labels.commit([shard(labels, 0, count=5, rejected=2), shard(labels, 1)])
+    counts = labels.counts()
+    assert (counts.rows, counts.rejected, counts.good) == (8, 2, 6)
+    assert labels.reasons() == {"i0": "bad", "i1": "bad"}
+    assert labels.counts(split="test").rows == 0
+
+
+def test_of_two_writers_the_second_stops_with_a_clear_error(labels: Table) -> None:
+    late = Table.open(labels.uri)
+    labels.commit([shard(labels, 0)])
+    with pytest.raises(ConcurrentWriteError, match="another job is writing"):
+        late.commit([shard(labels, 1)])
+    assert Table.open(labels.uri).committed() == {ShardKey("train", 0)}
+
+
+def test_equal_rows_give_an_equal_file(labels: Table) -> None:
+    assert shard(labels, 0) == shard(labels, 0)
+
+
+def test_a_flipped_bit_in_a_page_is_noticed(labels: Table) -> None:
+    receipt = shard(labels, 0, count=40)
+    place = storage.join(labels.uri, receipt.path)
+    data = bytearray(storage.read_bytes(place))
+    for position in range(8, len(data) // 2, 97):
+        damaged = bytearray(data)
+        damaged[position] ^= 4
+        storage.write_bytes(place, bytes(damaged))
+        try:
+            again = read_shard_file(labels.uri, receipt.path)
+        except ValueError:
+            continue
+        assert again.equals(rows(40)), f"byte {position} came through as other data"
+
+
+def test_a_deleted_shard_file_is_a_clear_error(labels: Table) -> None:
+    receipt = shard(labels, 0)
+    labels.commit([receipt])
+    storage.delete(storage.join(labels.uri, receipt.path))
+    with pytest.raises(ValueError, match="no such file"):
+        labels.read(receipt.key)
+
+
+def test_the_digest_depends_on_ids_labels_and_order_only(tmp_path: Path) -> None:
+    digests = []
+    for name, order in (("one", [0, 1]), ("two", [1, 0])):
+        table = Dataset.create(str(tmp_path / name), info()).create_labels("human", label_space=SPACE, plan={})
+        for number in order:
+            table.commit([shard(table, number)])
+        digests.append(table.label_digest())
+    assert digests[0] == digests[1]
+
+
+def test_the_digest_changes_with_a_label(tmp_path: Path) -> None:
+    dataset = Dataset.create(str(tmp_path / "d"), info())
+    digests = set()
+    for name, rejected in (("one", 0), ("two", 1)):
+        table = dataset.create_labels(name, label_space=SPACE, plan={})
+        table.commit([shard(table, 0, rejected=rejected)])
+        digests.add(table.label_digest())
+    assert len(digests) == 2
+
+
+def test_the_same_dataset_is_opened_and_another_is_refused(tmp_path: Path) -> None:
+    root = str(tmp_path / "d")
+    Dataset.create(root, info(listing="a"))
+    assert Dataset.create(root, info(listing="a")).info.name == "x"
+    with pytest.raises(ValueError, match=r"differs in source\.listing"):
+        Dataset.create(root, info(listing="b"))
+
+
+def test_a_label_set_with_another_plan_is_refused_with_the_key(tmp_path: Path) -> None:
+    dataset = Dataset.create(str(tmp_path / "d"), info())
+    dataset.create_labels("pssl", label_space=SPACE, plan={"seed": 1})
+    with pytest.raises(ValueError, match=r"plan\.seed: now 2, there 1"):
+        dataset.create_labels("pssl", label_space=SPACE, plan={"seed": 2})
+
+
+def test_a_misspelt_label_set_names_the_nearest(tmp_path: Path) -> None:
+    dataset = Dataset.create(str(tmp_path / "d"), info())
+    dataset.create_labels("human", label_space=SPACE, plan={})
+    with pytest.raises(ValueError, match=r"no label set 'humna' \(did you mean 'human'\?\); there are: human"):
+        dataset.labels("humna")
+
+
+def test_a_folder_without_a_dataset_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="segray ingest"):
+        Dataset.open(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a b", ".hidden"])
+def test_names_that_cannot_stand_in_a_path_are_refused(tmp_path: Path, name: str) -> None:
+    dataset = Dataset.create(str(tmp_path / "d"), info())
+    with pytest.raises(ValueError, match="use letters"):
+        dataset.labels_uri(name)
+
+
+def test_the_label_space_of_a_set_comes_back_from_the_table(labels: Table) -> None:
+    assert Table.open(labels.uri).label_space == SPACE
+
+
+def test_the_log_stays_readable_over_many_commits(labels: Table) -> None:
+    for number in range(105):
+        labels.commit([shard(labels, number, count=1)])
+    assert len(Table.open(labels.uri).files()) == 105
