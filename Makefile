@@ -1,7 +1,10 @@
 # Every target sets up what it needs. `make demo` is the first thing to run.
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# The first of these that runs and is 3.11 or 3.12; name another with PYTHON=/path/to/python.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+UV := $(shell command -v uv || echo $(BIN)/uv)
 SEGRAY_DATA ?= ../shared/data
 export SEGRAY_DATA
 
@@ -18,7 +21,7 @@ demo: setup
 
 # Two processes: the tests that start Ray share one local cluster in the first, the rest run in the second.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -q
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "not slow"
 
 check: setup
 	$(BIN)/ruff check .
@@ -39,8 +42,7 @@ real: setup
 	$(BIN)/segray real --data $(SEGRAY_DATA) --output out/real
 
 lock: setup
-	$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet uv
-	$(BIN)/python -m uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
+	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 		--no-header --no-annotate --no-emit-index-url -o requirements.lock
 
 clean:

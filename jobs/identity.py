@@ -7,8 +7,11 @@ import json
 import os
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jobs.specs import Job
+if TYPE_CHECKING:
+    from jobs.specs import Job
+
 
 # Settings that say where or how closely a job runs, not what it computes: with other values it is still the same run.
 _WHERE = {

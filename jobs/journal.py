@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,14 @@ class Journal:
         self._lock = threading.Lock()
 
     def append(self, entry: Entry) -> None:
-        """Write one entry and flush it."""
-        with self._lock:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_to_line(entry))
+        """Write one entry. A disk that takes nothing loses it with a warning: tracking never stops a job."""
+        try:
+            with self._lock:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(_to_line(entry))
+        except OSError as error:
+            log.warning("lost for tracking: %s cannot be written (%s)", self.path, error.strerror)
 
     def entries(self) -> list[Entry]:
         """All entries in the order they were written; a half-written last line (a killed process) is left out."""

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from seg_models.spec import did_you_mean, merge
+from seg_models.spec import did_you_mean
 
 JobType = TypeVar("JobType", bound=BaseModel)
+# A name stands for a whole table; when a flag changes one key of it, the name moves to this key of the table.
+NAME_KEYS = {"recipe": "base", "model": "preset", "ensemble": "presets"}
 
 
 def read_table(path: str) -> dict[str, Any]:
@@ -38,7 +40,8 @@ def read_table(path: str) -> dict[str, Any]:
 def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
     """Flags -> nested table: `--recipe.optimizer.lr 0.02 --recipe.augment.crop 240 320 --no-report`.
 
-    A value is read as TOML where it is TOML, else as text; several values make a list.
+    A value is read as TOML where it is TOML, else as text; several values make a list. A number among the dotted names
+    counts the entries of a list: `--data.0.labels teacher`.
 
     Raises:
         ValueError: a value without a flag before it.
@@ -87,57 +90,116 @@ def load_job(kind: type[JobType], *, path: str | None, flags: Mapping[str, Any])
     Raises:
         ValueError: one line per problem, with file, key, value found, what is allowed and the nearest valid name.
     """
-    table = merge(read_table(path) if path else {}, flags)
+    table = lay_over(read_table(path) if path else {}, flags)
     try:
         return kind.model_validate(table)
     except ValidationError as error:
-        lines = [_problem(kind, dict(problem)) for problem in error.errors()]
-        raise ValueError("\n".join(f"{path or 'flags'}: {line}" for line in dict.fromkeys(lines))) from error
+        problems = [_Problem(kind, detail) for detail in error.errors()]
+        told = [problem for problem in problems if not problem.follows_from(problems)]
+        lines = [f"{problem.origin(path, flags)}: {problem.text()}" for problem in told]
+        raise ValueError("\n".join(dict.fromkeys(lines))) from error
 
 
-def _problem(kind: type[BaseModel], problem: dict[str, Any]) -> str:
-    place = [part for part in problem["loc"] if not _is_branch(part)]
-    dotted = ".".join(str(part) for part in place)
-    found = problem["input"]
-    match problem["type"]:
-        case "extra_forbidden":
-            known = _keys_at(kind, place[:-1])
-            return f"{dotted}: unknown key{did_you_mean(str(place[-1]), known)}; allowed: {', '.join(known) or 'none'}"
-        case "missing":
-            return f"{dotted}: is needed and not given"
-        case "union_tag_invalid":
-            allowed = problem["ctx"]["expected_tags"].replace("'", "")
-            tag = str(problem["ctx"]["tag"])
-            return f"{dotted}.kind: found {tag!r}{did_you_mean(tag, allowed.split(', '))}; allowed: {allowed}"
-        case "union_tag_not_found":
-            return f"{dotted}.kind: is needed and not given"
-        case "literal_error":
-            allowed = problem["ctx"]["expected"].replace("'", "")
-            options = allowed.replace(" or ", ", ").split(", ")
-            return f"{dotted}: found {found!r}{did_you_mean(str(found), options)}; allowed: {allowed}"
-        case "value_error":
-            return f"{dotted}: {problem['msg'].removeprefix('Value error, ')}" if dotted else problem["msg"]
-    return f"{dotted}: found {_short(found)}; {problem['msg'][0].lower()}{problem['msg'][1:]}"
+def lay_over(below: Any, above: Any, *, key: str = "") -> Any:
+    """Settings of a file with those of flags laid over them, key by key.
+
+    Raises:
+        ValueError: a flag names an entry that a list does not have.
+    """
+    if not isinstance(above, Mapping):
+        return above
+    if isinstance(below, str) and key in NAME_KEYS:
+        below = {NAME_KEYS[key]: below}
+    if isinstance(below or [], list) and above and all(name.isdigit() for name in above):
+        return _change_entries(below or [], above, key)
+    if not isinstance(below, Mapping):
+        return dict(above)
+    return {**below, **{name: lay_over(below.get(name), value, key=name) for name, value in above.items()}}
+
+
+def _change_entries(entries: list[Any], changes: Mapping[str, Any], key: str) -> list[Any]:
+    changed = list(entries)
+    for name, value in sorted(changes.items(), key=lambda item: int(item[0])):
+        if int(name) > len(changed):
+            raise ValueError(f"{key}.{name}: there are {len(changed)} entries, counted from 0")
+        changed[int(name) :] = [lay_over(next(iter(changed[int(name) :]), None), value), *changed[int(name) + 1 :]]
+    return changed
+
+
+class _Problem:
+    """One thing that is wrong, in words for the person who wrote the file."""
+
+    def __init__(self, kind: type[BaseModel], detail: Any) -> None:
+        self.detail = detail
+        self.keys, self.known = _follow(kind, detail["loc"])
+        self.dotted = ".".join(self.keys)
+
+    def origin(self, path: str | None, flags: Mapping[str, Any]) -> str:
+        """The job file, or `flags` where a flag gave the value."""
+        place: Any = flags
+        for key in self.keys:
+            if not isinstance(place, Mapping) or key not in place:
+                return path or "flags"
+            place = place[key]
+        return "flags"
+
+    def follows_from(self, problems: Sequence[_Problem]) -> bool:
+        """Whether a list only counts as too short because its entries are wrong."""
+        inside = [problem for problem in problems if problem.dotted.startswith(f"{self.dotted}.")]
+        return self.detail["type"] == "too_short" and bool(inside)
+
+    def text(self) -> str:
+        """Key, value found, what is allowed, nearest valid name."""
+        found, context = self.detail["input"], self.detail.get("ctx", {})
+        match self.detail["type"]:
+            case "extra_forbidden":
+                hint = did_you_mean(self.keys[-1], self.known)
+                return f"{self.dotted}: unknown key{hint}; allowed: {', '.join(self.known) or 'none'}"
+            case "missing":
+                return f"{self.dotted}: is needed and not given"
+            case "union_tag_invalid":
+                allowed = context["expected_tags"].replace("'", "")
+                hint = did_you_mean(str(context["tag"]), allowed.split(", "))
+                return f"{self.dotted}.kind: found {context['tag']!r}{hint}; allowed: {allowed}"
+            case "union_tag_not_found":
+                return f"{self.dotted}.kind: is needed and not given"
+            case "literal_error":
+                allowed = context["expected"].replace("'", "")
+                hint = did_you_mean(str(found), allowed.replace(" or ", ", ").split(", "))
+                return f"{self.dotted}: found {found!r}{hint}; allowed: {allowed}"
+            case "value_error":
+                text = self.detail["msg"].removeprefix("Value error, ")
+                return f"{self.dotted}: {text}" if self.dotted else text
+        message = self.detail["msg"]
+        return f"{self.dotted}: found {_short(found)}; {message[0].lower()}{message[1:]}"
+
+
+def _follow(kind: type[BaseModel], place: Sequence[Any]) -> tuple[list[str], list[str]]:
+    """The dotted key of a pydantic location without the names of union branches, and the keys allowed beside it."""
+    keys: list[str] = []
+    current: Any = kind
+    beside: list[type[BaseModel]] = []
+    for part in place:
+        options = _classes(current)
+        holders = [option for option in options if part in option.model_fields]
+        tagged = [option for option in options if _tag(option) == part]
+        if holders:
+            beside, current = holders, holders[0].model_fields[part].annotation
+        elif tagged:
+            current = tagged[0]
+            continue
+        elif _is_branch(part):
+            continue
+        elif not isinstance(part, int):
+            beside = options
+        keys.append(str(part))
+    return keys, sorted({name for option in beside for name in option.model_fields})
 
 
 def _is_branch(part: Any) -> bool:
-    """Whether a part of a pydantic location is no key but the name of a union's branch."""
-    return isinstance(part, str) and ("[" in part or part.startswith("function-"))
-
-
-def _keys_at(kind: type[BaseModel], place: Sequence[Any]) -> list[str]:
-    """Names of the fields of the settings class at a place inside a job; none where it cannot be told."""
-    current: Any = kind
-    for part in place:
-        options = [option for option in _classes(current) if isinstance(part, str) and part in option.model_fields]
-        if not options:
-            tagged = [option for option in _classes(current) if _tag(option) == part]
-            if not tagged:
-                continue
-            current = tagged[0]
-            continue
-        current = options[0].model_fields[part].annotation
-    return sorted({name for option in _classes(current) for name in option.model_fields})
+    """Whether a part of a location is no key but the type of a union's branch."""
+    types = ("str", "int", "float", "bool", "none")
+    return isinstance(part, str) and ("[" in part or part.startswith("function-") or part in types)
 
 
 def _tag(kind: type[BaseModel]) -> Any:

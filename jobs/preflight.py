@@ -97,7 +97,7 @@ def _folder(place: str) -> str:
 
 def _ask_nodes(nodes: list[dict[str, Any]], nonces: list[str]) -> None:
     answers = {
-        node["NodeManagerAddress"] + " " + node["NodeID"][:8]: _missing.options(  # type: ignore[attr-defined]
+        node["NodeManagerAddress"] + " " + node["NodeID"][:8]: _missing.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         ).remote(nonces)
         for node in nodes
@@ -112,6 +112,8 @@ def _ask_nodes(nodes: list[dict[str, Any]], nonces: list[str]) -> None:
             )
 
 
-@ray.remote(num_cpus=0)
-def _missing(nonces: list[str]) -> list[str]:
+def _find_missing(nonces: list[str]) -> list[str]:
     return [nonce for nonce in nonces if not os.path.exists(nonce)]
+
+
+_missing = ray.remote(num_cpus=0)(_find_missing)

@@ -61,7 +61,7 @@ class Real(Verbs):
     def __init__(self, job: RealJob, *, data: str, output: Path) -> None:
         # Two actors of one thread share the two cores of a small machine; training uses both in one worker.
         shared = job.model_copy(update={"compute": job.compute if job.compute != ComputeSpec() else _two_actors()})
-        super().__init__(shared, str(output), predictor=PredictorSpec(short_side=TRAIN_SIZE[0]))
+        super().__init__(shared, str(output), predictor=PredictorSpec(short_side=TRAIN_SIZE[0]), threads=2)
         self.job, self.data = job, data
         self.walk = Walk(str(output))
 

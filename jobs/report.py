@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import platform
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-
 from jobs import report_page as html
+from jobs.report_charts import bars, parts
+from jobs.report_sections import (
+    check_section,
+    classifiers_section,
+    evaluation_sections,
+    export_section,
+    labels_section,
+    sources_section,
+    training_section,
+)
 from jobs.specs import ReportJob
-from jobs.training.points import read_points
 from pipelines import storage
-from pipelines.images import decode_image
-from pipelines.labels import LabelSpace, decode_label
-from pipelines.pictures import overlay, png
-from pipelines.tables import Dataset
 
-NUM_EXAMPLES = 8
-PICTURE_SIDE = 320  # px
 TITLES = {
     "ingest": "Ingest",
     "pssl": "Pseudo-labels",
@@ -29,6 +33,23 @@ TITLES = {
     "check": "Dataset check",
     "export": "Export",
 }
+FIGURES = {
+    "miou": "mIoU",
+    "pixel_accuracy": "pixel accuracy",
+    "loss": "last loss",
+    "images_in": "images in",
+    "labelled": "labelled",
+    "evaluated": "evaluated",
+    "predicted": "predicted",
+    "steps": "steps",
+    "samples": "samples",
+    "rejected": "rejected",
+    "images_per_s": "images per second",
+    "workers": "workers",
+    "actors": "actors",
+}
+MAX_REJECTED = 50
+Section = Callable[[str, Mapping[str, Any]], list[str]]
 
 
 def run(job: ReportJob, *, dry_run: bool = False) -> dict[str, Any]:
@@ -52,12 +73,17 @@ def write_report(folder: str) -> str:
     Raises:
         ValueError: the folder holds no finished run.
     """
+    folder = storage.normalise(folder)
     result = read_result(folder)
     verb = str(result.get("verb", "run"))
-    sections = [*run_sections(folder, result), _settings(folder)]
-    title = f"{TITLES.get(verb, verb)}: {folder.rstrip('/').rpartition('/')[2]}"
     place = storage.join(folder, "report.html")
-    storage.write_text(place, html.page(title, folder, sections))
+    text = html.page(
+        folder.rstrip("/").rpartition("/")[2],
+        verb=TITLES.get(verb, verb),
+        lines=header_lines(folder, result),
+        sections=run_sections(folder, result),
+    )
+    storage.write_text(place, text)
     return place
 
 
@@ -86,149 +112,80 @@ def read_result(folder: str) -> dict[str, Any]:
     return result
 
 
+def header_lines(folder: str, result: Mapping[str, Any]) -> list[str]:
+    """Where the run lies, how long it took, its MLflow run, and what wrote the page."""
+    seconds = result.get("seconds")
+    tracked = result.get("mlflow") or {}
+    facts = [f"took {html.duration(float(seconds))}"] if isinstance(seconds, (int, float)) else []
+    facts += [f"MLflow run {tracked['run_id']} at {tracked['tracking_uri']}"] if tracked.get("run_id") else []
+    return [folder, " · ".join(facts), written_by()]
+
+
+def written_by() -> str:
+    """Versions and time, for the header."""
+    versions = " · ".join(f"{name} {version(name)}" for name in ("segray", "torch", "ray"))
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{versions} · Python {platform.python_version()} · page written {now}"
+
+
 def run_sections(folder: str, result: Mapping[str, Any]) -> list[str]:
     """The sections of one run; those it has nothing for are empty."""
     return [
-        _numbers(result),
-        _rejected(result),
+        figures_section(result),
+        rejected_section(result),
+        check_section(result),
         training_section(folder, result),
+        sources_section(result),
+        classifiers_section(result),
         labels_section(result),
         *evaluation_sections(folder, result),
+        export_section(result),
+        job_section(folder),
     ]
 
 
-def _numbers(result: Mapping[str, Any], *, title: str = "Figures") -> str:
-    names = {
-        "miou": "mIoU",
-        "pixel_accuracy": "pixel accuracy",
-        "images_in": "images in",
-        "good": "good",
-        "labelled": "labelled",
-        "evaluated": "evaluated",
-        "predicted": "predicted",
-        "rejected": "rejected",
-        "steps": "steps",
-        "samples_per_s": "samples per second",
-        "images_per_s": "images per second",
-        "seconds": "seconds",
-    }
-    figures = {shown: result[key] for key, shown in names.items() if isinstance(result.get(key), (int, float))}
-    return html.section(title, html.tiles(figures))
+def figures_section(result: Mapping[str, Any]) -> str:
+    """What went in, what came out, how fast."""
+    figures = {shown: result[key] for key, shown in FIGURES.items() if isinstance(result.get(key), (int, float))}
+    scores = sum(key in result for key in ("miou", "pixel_accuracy"))
+    phases = {name: float(value) for name, value in (result.get("phases") or {}).items()}
+    return html.section(
+        "Figures",
+        html.tiles(figures, lead=scores),
+        in_and_out(result),
+        html.heading("Seconds in each phase, summed over the actors", bars(phases, suffix=" s")),
+    )
 
 
-def _rejected(result: Mapping[str, Any]) -> str:
+def in_and_out(result: Mapping[str, Any]) -> str:
+    """The images as one bar: used, there already, rejected."""
+    total, rejected = result.get("images_in"), result.get("rejected", result.get("skipped"))
+    if not isinstance(total, int) or not isinstance(rejected, int):
+        return ""
+    existing = int(result.get("existing", 0))
+    words = {"pssl": "labelled", "autolabel": "labelled", "evaluate": "evaluated", "predict": "predicted"}
+    used = words.get(str(result.get("verb")), "usable")
+    shares = {used: total - rejected - existing, "there already": existing, "rejected": rejected}
+    if not existing:
+        del shares["there already"]
+    return parts(shares, colors=["c3", "c0", "cbad"] if existing else ["c3", "cbad"])
+
+
+def rejected_section(result: Mapping[str, Any]) -> str:
+    """Why rows were rejected, and which."""
     reasons = result.get("reasons") or {}
     rows = result.get("rejected_rows") or []
+    more = f"{len(rows) - MAX_REJECTED} more stand in result.json." if len(rows) > MAX_REJECTED else ""
     return html.section(
         "Not used, and why",
-        html.table(("reason", "images"), [(reason, count) for reason, count in reasons.items()]),
-        html.table(("id", "reason"), [(row["id"], row["reason"]) for row in rows[:50]]),
+        html.table(("reason", "images"), list(reasons.items())),
+        html.heading("Which", html.table(("id", "reason"), [(r["id"], r["reason"]) for r in rows[:MAX_REJECTED]])),
+        html.note(more),
     )
 
 
-def training_section(folder: str, result: Mapping[str, Any]) -> str:
-    """Loss and learning rate over the steps, and what was kept of an earlier model."""
-    if result.get("verb") != "train":
-        return ""
-    points = read_points(folder)
-    charts = [
-        html.curves(series_of(points, ("train/loss", "loss")), title="training loss"),
-        html.curves(series_of(points, ("train/lr", "lr")), title="learning rate"),
-        html.curves(series_of(points, ("val/miou",)), title="validation mIoU"),
-    ]
-    transfer = str(result.get("transfer") or "")
-    return html.section(
-        "Training", *charts, html.folded("what was kept of the earlier model", transfer) if transfer else ""
-    )
-
-
-def series_of(points: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
-    """The points of the metrics that exist, by name."""
-    found = {name: [(float(p["step"]), float(p[name])) for p in points if name in p] for name in names}
-    return {name: values for name, values in found.items() if values}
-
-
-def labels_section(result: Mapping[str, Any]) -> str:
-    """Label histogram and example pictures of a label set."""
-    pixels = {name: count for name, count in (result.get("class_pixels") or {}).items() if count}
-    total = sum(pixels.values()) or 1
-    most = dict(sorted(pixels.items(), key=lambda item: -item[1])[:30])
-    parts = [html.bars({name: 100.0 * count / total for name, count in most.items()}, suffix=" %")]
-    if len(pixels) > len(most):
-        parts.append(f"<p>{len(pixels) - len(most)} more classes below {100.0 * min(most.values()) / total:.3f} %.</p>")
-    kept = result.get("kept_share") or {}
-    parts.append("<h3>Share of each class's pixels kept by the threshold</h3>" if kept else "")
-    parts.append(html.bars({name: float(value) for name, value in kept.items() if value is not None}, limit=1.0))
-    if isinstance(result.get("dataset"), str) and result.get("labels"):
-        parts.append(example_pictures(result["dataset"], labels=result["labels"], split=result.get("split")))
-    return html.section("Labels", *parts)
-
-
-def example_pictures(dataset: str, *, labels: str, split: str | None = None, count: int = NUM_EXAMPLES) -> str:
-    """Images with a label set laid over them, the first good rows of its first shards."""
-    data = Dataset.open(dataset)
-    table = data.labels(labels)
-    space = table.label_space
-    pictures: list[str] = []
-    seen: set[int] = set()
-    for file in table.files(split=split):
-        images = data.images.read(file.key, columns=("id", "image", "class")).to_pylist()
-        for image, label in zip(images, table.read(file.key, columns=("id", "label")).to_pylist(), strict=True):
-            if image["image"] is None or label["label"] is None:
-                continue
-            index = decode_label(label["label"])
-            pixels = decode_image(image["image"])
-            seen |= {int(value) for value in np.unique(index)}
-            name = space.names[image["class"]] if image["class"] is not None else image["id"]
-            shown = np.concatenate([pixels, overlay(pixels, index, space)], axis=1)
-            pictures.append(html.picture(png(shown, max_side=2 * PICTURE_SIDE), f"{image['id']} ({name})"))
-            if len(pictures) == count:
-                return html.row(pictures) + _key(space, seen)
-    return (html.row(pictures) + _key(space, seen)) if pictures else ""
-
-
-def _key(space: LabelSpace, seen: set[int]) -> str:
-    return html.legend({space.names[i]: space.colors[i] for i in sorted(seen) if i < space.num_classes})
-
-
-def evaluation_sections(folder: str, result: Mapping[str, Any]) -> list[str]:
-    """Per-class IoU, confusion matrix, fixed and worst pictures."""
-    classes = result.get("classes")
-    if not isinstance(classes, list) or not classes or "iou" not in classes[0]:
-        return []
-    iou = {row["class"]: float("nan") if row["iou"] is None else float(row["iou"]) for row in classes}
-    rows = [["–" if value is None else value for value in row.values()] for row in classes]
-    space = LabelSpace.model_validate(result["label_space"])
-    matrix = result.get("confusion")
-    chart = html.confusion(matrix, space.names) if matrix and space.num_classes <= 60 else ""
-    return [
-        html.section("IoU of every class", html.bars(iou, limit=1.0), html.table(list(classes[0]), rows)),
-        html.section("Confusion: truth in rows, prediction in columns", chart),
-        pictures_section(folder, result, "fixed", "Pictures: image, truth, prediction"),
-        pictures_section(folder, result, "worst", "Worst images: image, truth, prediction"),
-    ]
-
-
-def pictures_section(folder: str, result: Mapping[str, Any], start: str, title: str, *, most: int = 8) -> str:
-    """The stored pictures whose name begins with `start`, three side by side."""
-    space = LabelSpace.model_validate(result["label_space"])
-    chosen = [entry for entry in result.get("pictures", []) if entry["kind"] == start][:most]
-    lines = [html.row(_parts(folder, entry)) for entry in chosen]
-    return html.section(title, _key(space, set(range(space.num_classes))) if lines else "", *lines)
-
-
-def _parts(folder: str, entry: Mapping[str, Any]) -> list[str]:
-    score = entry.get("miou")
-    captions = {"image": entry["id"] + ("" if score is None else f", IoU {score:.3f}"), "truth": "truth"}
-    captions["prediction"] = "prediction"
-    files = {part: storage.join(folder, "pictures", entry[part]) for part in captions}
-    return [html.picture(storage.read_bytes(file), captions[part]) for part, file in files.items()]
-
-
-def _settings(folder: str) -> str:
+def job_section(folder: str) -> str:
+    """The resolved settings."""
     place = storage.join(folder, "job.json")
-    if not storage.exists(place):
-        return ""
-    return html.section(
-        "Job", html.folded("resolved settings; run again with this file", storage.read_bytes(place).decode())
-    )
+    text = storage.read_bytes(place).decode() if storage.exists(place) else ""
+    return html.section("Job", html.folded("resolved settings; `segray <verb> job.json` runs them again", text))

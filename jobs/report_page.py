@@ -2,46 +2,81 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-Series = Mapping[str, Sequence[tuple[float, float]]]
-
-LINE_COLORS = ("#3366cc", "#d9622b", "#2e8b57", "#8e44ad", "#b8860b", "#c0392b")
 
 STYLE = """
-:root{--ink:#1d2430;--soft:#5d6778;--line:#d9dee7;--page:#f5f7fa;--card:#fff;--accent:#3366cc}
-@media(prefers-color-scheme:dark){:root{--ink:#e6eaf1;--soft:#9aa5b8;--line:#333c4b;--page:#141922;--card:#1d2430;
---accent:#7aa2f7}}
+:root{color-scheme:light dark;--ink:#1b2330;--soft:#5b6679;--line:#dde3ec;--page:#f3f5f9;--card:#fff;--tint:#eef2fa;
+--accent:#2f5fd0;--good:#23805a;--bad:#c2382b;--c0:#7a8699;--c1:#2f5fd0;--c2:#d2691e;--c3:#23805a;--c4:#8e44ad;
+--c5:#b8860b;--c6:#c2382b;--ground:#fff}
+@media(prefers-color-scheme:dark){:root{--ink:#e7ebf3;--soft:#9ca8bc;--line:#323c4d;--page:#11161f;--card:#1a212d;
+--tint:#222c3d;--accent:#86a9ff;--good:#5fc497;--bad:#f0837a;--c0:#8d99ad;--c1:#86a9ff;--c2:#f0a35e;--c3:#5fc497;
+--c4:#c79be6;--c5:#e0bf5a;--c6:#f0837a;--ground:#1a212d}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,"Segoe UI",Roboto,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:28px 18px 60px}
-h1{font-size:26px;margin:0 0 4px}h2{font-size:19px;margin:0 0 12px}
-h3{font-size:15px;margin:18px 0 6px;color:var(--soft)}
-.sub{color:var(--soft);margin:0 0 22px}
-section{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:18px 20px;margin:0 0 18px}
-.tiles{display:flex;flex-wrap:wrap;gap:12px;margin:0 0 4px}
-.tile{border:1px solid var(--line);border-radius:8px;padding:10px 14px;min-width:120px}
-.tile b{display:block;font-size:21px;font-variant-numeric:tabular-nums}.tile span{color:var(--soft);font-size:13px}
+html{scroll-behavior:smooth}
+body{margin:0;background:var(--page);color:var(--ink);
+font:15px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+main{max-width:1080px;margin:0 auto;padding:0 16px 56px}
+header{max-width:1080px;margin:0 auto;padding:30px 16px 14px}
+header p{margin:2px 0;color:var(--soft);overflow-wrap:anywhere}
+h1{font-size:27px;line-height:1.2;margin:0 0 6px;letter-spacing:-.01em;overflow-wrap:anywhere}
+h2{font-size:18px;margin:0 0 12px}h3{font-size:14px;margin:20px 0 8px;color:var(--soft)}
+section{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:18px 20px;margin:0 0 16px}
+nav{display:flex;flex-wrap:wrap;gap:6px;margin:12px 0 2px}
+nav a{color:var(--accent);text-decoration:none;border:1px solid var(--line);border-radius:99px;padding:2px 11px;
+background:var(--card);font-size:13px}
+nav a:hover{border-color:var(--accent)}
+p{margin:0 0 10px}.note{color:var(--soft);font-size:13.5px}
+.badge{display:inline-block;background:var(--accent);color:var(--card);border-radius:6px;padding:1px 9px;font-size:13px;
+font-weight:600;vertical-align:middle;margin-right:8px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(128px,1fr));gap:10px;margin:0 0 14px}
+.tile{background:var(--tint);border-radius:9px;padding:10px 14px}
+.tile b{display:block;font-size:22px;line-height:1.3;font-variant-numeric:tabular-nums}
+.tile span{color:var(--soft);font-size:13px}.tile.lead b{color:var(--accent)}
+.steps{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:10px;margin:0;padding:0;list-style:none}
+.steps li{background:var(--tint);border-radius:9px;padding:10px 14px;font-size:13.5px}
+.steps b{display:block;font-size:15px;margin-bottom:2px}.steps i{font-style:normal;color:var(--accent);margin-right:6px}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{text-align:left;padding:5px 10px 5px 0;border-bottom:1px solid var(--line);vertical-align:top}
-th{color:var(--soft);font-weight:600;font-size:13px}td.n,th.n{text-align:right}
+caption{text-align:left;color:var(--soft);font-size:13px;padding:0 0 6px}
+th,td{text-align:left;padding:5px 12px 5px 0;border-bottom:1px solid var(--line);vertical-align:middle}
+tr:last-child>*{border-bottom:0}
+thead th{color:var(--soft);font-weight:600;font-size:13px}tbody th{font-weight:500}
+td.n,th.n{text-align:right;white-space:nowrap}td.n:last-child,th.n:last-child{padding-right:2px}
 .scroll{overflow-x:auto}
-.bar{background:var(--accent);height:10px;border-radius:3px;min-width:1px}
-.bars td{border:0;padding:3px 10px 3px 0}.bars td:nth-child(2){width:60%}
-figure{margin:0 0 14px}figcaption{color:var(--soft);font-size:13px;margin-top:4px}
-.row{display:flex;flex-wrap:wrap;gap:10px}.row figure{flex:1 1 150px;max-width:260px;margin:0 0 8px}
-.row img{width:100%;border-radius:6px;border:1px solid var(--line);image-rendering:auto;display:block}
-.small img{image-rendering:pixelated}
+.bars th,.bars td{border:0;padding:3px 10px 3px 0}.bars th{white-space:nowrap}.bars td.track{width:70%;min-width:110px}
+.fill{background:var(--c1);height:11px;border-radius:3px;min-width:1px}
+.split{display:flex;height:16px;border-radius:5px;overflow:hidden;background:var(--line);margin:2px 0 6px}
+.split i{display:block}
+.c0{background:var(--c0)}.c1{background:var(--c1)}.c2{background:var(--c2)}.c3{background:var(--c3)}.c4{background:var(--c4)}
+.c5{background:var(--c5)}.c6{background:var(--c6)}.cbad{background:var(--bad)}
+figure{margin:0}figcaption{color:var(--soft);font-size:13px;margin-top:5px;overflow-wrap:anywhere}
+.shots{display:grid;grid-template-columns:repeat(auto-fill,minmax(250px,1fr));gap:16px}
+.shots.wide{grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr))}
+.views{display:flex;gap:5px}.views>div{flex:1 1 0;min-width:0}
+.views img{width:100%;display:block;border-radius:5px}.views span{display:block;color:var(--soft);font-size:12px}
+.compare{min-width:560px}.compare td,.compare th{padding:3px 6px 3px 0;border:0;width:auto}
+.compare img{width:100%;max-width:180px;display:block;border-radius:5px}
+.compare td span{font-size:12px;color:var(--soft)}
+img.px{image-rendering:pixelated}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:18px}
 svg{max-width:100%;height:auto;display:block}svg text{fill:var(--soft);font:12px system-ui,sans-serif}
-.key i{display:inline-block;width:11px;height:11px;border-radius:3px;margin:0 5px 0 12px;border:1px solid var(--line)}
-.key{font-size:13px;color:var(--soft);margin:0 0 10px -12px}
-pre{overflow-x:auto;font-size:12.5px;background:var(--page);border:1px solid var(--line);border-radius:8px;padding:10px}
-summary{cursor:pointer;color:var(--soft)}
-@media print{body{background:#fff}section{break-inside:avoid}}
+svg .grid{stroke:var(--line)}svg .line{fill:none;stroke-width:2;stroke-linejoin:round}svg .hit{fill:transparent}
+svg .s0{stroke:var(--c0)}svg .s1{stroke:var(--c1)}svg .s2{stroke:var(--c2)}svg .s3{stroke:var(--c3)}
+svg .s4{stroke:var(--c4)}svg .s5{stroke:var(--c5)}svg .s6{stroke:var(--c6)}
+svg .cell{stroke:var(--card)}svg .right{fill:var(--good)}svg .wrong{fill:var(--bad)}svg text.in{font-size:10.5px}
+svg text.strong{fill:#fff}
+.key{display:flex;flex-wrap:wrap;gap:3px 14px;font-size:13px;color:var(--soft);margin:0 0 10px}
+.key i{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:5px;vertical-align:-1px;
+border:1px solid var(--line)}
+pre{overflow-x:auto;font-size:12.5px;line-height:1.45;background:var(--tint);border-radius:8px;
+padding:12px;margin:8px 0 0}
+summary{cursor:pointer;color:var(--accent)}
+.bad{color:var(--bad)}.good{color:var(--good)}
+@media(max-width:560px){section{padding:14px}h1{font-size:22px}.shots,.shots.wide{grid-template-columns:1fr}}
+@media print{body{background:#fff;font-size:12px}nav{display:none}section,figure,tr{break-inside:avoid}
+section{border-color:#ccc}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
 """
 
 
@@ -54,192 +89,106 @@ def number(value: float, digits: int = 3) -> str:
     """A figure for people: thousands separated, few digits, a dash where there is none."""
     if isinstance(value, float) and math.isnan(value):
         return "–"
-    if float(value).is_integer() and abs(value) >= 1:
+    if float(value).is_integer() and (abs(value) >= 1 or isinstance(value, int)):
         return f"{int(value):,}"
     return f"{value:,.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def page(title: str, subtitle: str, sections: Sequence[str]) -> str:
-    """A whole page."""
-    body = "\n".join(section for section in sections if section)
+def duration(seconds: float) -> str:
+    """Seconds for people: `4.2 s`, `3 min 05 s`, `1 h 20 min`."""
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def page(title: str, *, verb: str, lines: Sequence[str], sections: Sequence[str]) -> str:
+    """A whole page: a header with lines of facts, links to the sections, the sections."""
+    shown = [section for section in sections if section]
+    links = [re.match(r'<section id="([^"]+)"><h2>(.*?)</h2>', section) for section in shown]
+    nav = "".join(f'<a href="#{found[1]}">{found[2]}</a>' for found in links if found)
+    facts = "".join(f"<p>{escape(line)}</p>" for line in lines if line)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<link rel="icon" href="data:,">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
-        f'<h1>{escape(title)}</h1><p class="sub">{escape(subtitle)}</p>\n{body}\n</main></body></html>\n'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body>\n"
+        f'<header><h1><span class="badge">{escape(verb)}</span>{escape(title)}</h1>{facts}'
+        f'<nav aria-label="Sections">{nav}</nav></header>\n<main>\n' + "\n".join(shown) + "\n</main></body></html>\n"
     )
 
 
 def section(title: str, *parts: str) -> str:
     """A titled card; empty when it would hold nothing."""
     inner = "\n".join(part for part in parts if part)
-    return f"<section><h2>{escape(title)}</h2>\n{inner}\n</section>" if inner else ""
+    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    return f'<section id="{name}"><h2>{escape(title)}</h2>\n{inner}\n</section>' if inner else ""
 
 
-def tiles(figures: Mapping[str, object]) -> str:
-    """Large figures with a word below each."""
-    cells = "".join(
-        f'<div class="tile"><b>{escape(number(value) if isinstance(value, (int, float)) else value)}</b>'
-        f"<span>{escape(name)}</span></div>"
-        for name, value in figures.items()
+def heading(title: str, body: str) -> str:
+    """A part of a section with a heading of its own; empty when it would hold nothing."""
+    return f"<h3>{escape(title)}</h3>\n{body}" if body else ""
+
+
+def note(text: str) -> str:
+    """A sentence of explanation."""
+    return f'<p class="note">{escape(text)}</p>' if text else ""
+
+
+def tiles(figures: Mapping[str, object], *, lead: int = 0) -> str:
+    """Large figures with a word below each; the first `lead` of them in colour."""
+    cells = [
+        f'<div class="tile{" lead" if place < lead else ""}">'
+        f"<b>{escape(number(value) if isinstance(value, (int, float)) else value)}</b><span>{escape(name)}</span></div>"
+        for place, (name, value) in enumerate(figures.items())
+    ]
+    return f'<div class="tiles">{"".join(cells)}</div>' if cells else ""
+
+
+def steps(items: Sequence[tuple[str, str]]) -> str:
+    """Numbered cards: what was done, and with what outcome."""
+    cards = "".join(
+        f"<li><b><i>{place}</i>{escape(title)}</b>{escape(text)}</li>" for place, (title, text) in enumerate(items, 1)
     )
-    return f'<div class="tiles">{cells}</div>' if cells else ""
+    return f'<ol class="steps">{cards}</ol>' if items else ""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, caption: str = "") -> str:
-    """A table; numbers stand to the right."""
+    """A table whose first column names the rows; numbers stand to the right."""
     if not rows:
         return ""
-    numeric = [all(isinstance(row[column], (int, float)) for row in rows) for column in range(len(header))]
+    numeric = [all(is_figure(row[column]) for row in rows) for column in range(len(header))]
     side = [' class="n"' if right else "" for right in numeric]
     head = "".join(f'<th scope="col"{side[i]}>{escape(name)}</th>' for i, name in enumerate(header))
     lines = []
     for row in rows:
-        cells = "".join(
-            f"<td{side[i]}>{escape(number(cell) if isinstance(cell, (int, float)) else cell)}</td>"
-            for i, cell in enumerate(row)
-        )
-        lines.append(f"<tr>{cells}</tr>")
+        cells = "".join(f"<td{side[i]}>{_cell(value)}</td>" for i, value in enumerate(row) if i)
+        lines.append(f'<tr><th scope="row"{side[0]}>{_cell(row[0])}</th>{cells}</tr>')
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return (
-        f'<div class="scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    )
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="scroll"><table>{title}{body}</table></div>'
 
 
-def bars(values: Mapping[str, float], *, limit: float | None = None, suffix: str = "") -> str:
-    """Horizontal bars with their values; `limit` is the length of a full bar."""
-    known = [value for value in values.values() if not math.isnan(value)]
-    if not known:
-        return ""
-    full = limit or max(known) or 1.0
-    lines = []
-    for name, value in values.items():
-        share = 0.0 if math.isnan(value) else max(0.0, min(1.0, value / full))
-        lines.append(
-            f'<tr><td>{escape(name)}</td><td><div class="bar" style="width:{share:.1%}"></div></td>'
-            f'<td class="n">{escape(number(value))}{suffix}</td></tr>'
-        )
-    return f'<div class="scroll"><table class="bars"><tbody>{"".join(lines)}</tbody></table></div>'
+def is_figure(value: object) -> bool:
+    """Whether a cell holds a number, or stands for a missing one."""
+    return value in ("", "–") or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
-def curves(series: Series, *, title: str, x_label: str = "step") -> str:
-    """Lines over steps as SVG, with axes and a legend; empty where there are fewer than two points."""
-    drawn = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
-    drawn = {name: points for name, points in drawn.items() if len(points) > 1}
-    if not drawn:
-        return ""
-    frame = _Frame.around([point for points in drawn.values() for point in points])
-    lines = [frame.axes(x_label)]
-    keys = []
-    for index, (name, points) in enumerate(drawn.items()):
-        color = LINE_COLORS[index % len(LINE_COLORS)]
-        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in _thin(points))
-        lines.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8"/>')
-        keys.append(f'<i style="background:{color}"></i>{escape(name)}')
-    legend = f'<p class="key">{"".join(keys)}</p>' if len(drawn) > 1 else ""
-    opening = f'<svg viewBox="0 0 {frame.WIDTH} {frame.HEIGHT}" role="img" aria-label="{escape(title)}">'
-    return f"<figure>{legend}{opening}{''.join(lines)}</svg><figcaption>{escape(title)}</figcaption></figure>"
-
-
-def _thin(points: Sequence[tuple[float, float]], *, most: int = 400) -> Sequence[tuple[float, float]]:
-    stride = max(1, len(points) // most)
-    return [*points[::stride], points[-1]]
-
-
-@dataclass(frozen=True)
-class _Frame:
-    """Maps values to the coordinates of a chart."""
-
-    left: float
-    right: float
-    low: float
-    high: float
-
-    WIDTH = 640
-    HEIGHT = 230
-    MARGIN = 52
-
-    @classmethod
-    def around(cls, points: Sequence[tuple[float, float]]) -> _Frame:
-        """The frame that holds all points."""
-        xs, ys = [x for x, _ in points], [y for _, y in points]
-        low, high = min(ys), max(ys)
-        pad = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
-        return cls(min(xs), max(xs), low - pad, high + pad)
-
-    def x(self, value: float) -> float:
-        """Horizontal place."""
-        share = (value - self.left) / ((self.right - self.left) or 1.0)
-        return self.MARGIN + share * (self.WIDTH - self.MARGIN - 12)
-
-    def y(self, value: float) -> float:
-        """Vertical place."""
-        return self.HEIGHT - 34 - (value - self.low) / (self.high - self.low) * (self.HEIGHT - 46)
-
-    def axes(self, x_label: str) -> str:
-        """Grid lines with their values."""
-        parts = []
-        for part in range(5):
-            value = self.low + (self.high - self.low) * part / 4
-            y = self.y(value)
-            parts.append(
-                f'<line x1="{self.MARGIN}" x2="{self.WIDTH - 12}" y1="{y:.1f}" y2="{y:.1f}" stroke="#8883"/>'
-                f'<text x="{self.MARGIN - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>'
-            )
-            step = self.left + (self.right - self.left) * part / 4
-            parts.append(f'<text x="{self.x(step):.1f}" y="{self.HEIGHT - 14}" text-anchor="middle">{step:,.0f}</text>')
-        middle = (self.MARGIN + self.WIDTH) / 2
-        parts.append(f'<text x="{middle}" y="{self.HEIGHT - 1}" text-anchor="middle">{escape(x_label)}</text>')
-        return "".join(parts)
-
-
-def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    """A confusion matrix as a heat map: rows are the truth, each row sums to one; counts on hovering."""
-    size, left, top = 26, 120, 110
-    count = len(names)
-    cells = []
-    for row in range(count):
-        total = sum(matrix[row]) or 1
-        for column in range(count):
-            share = matrix[row][column] / total
-            color = "46,139,87" if row == column else "192,57,43"
-            tip = f"{names[row]} seen as {names[column]}: {share:.1%} ({matrix[row][column]:,} pixels)"
-            cells.append(
-                f'<rect x="{left + column * size}" y="{top + row * size}" width="{size - 1}" height="{size - 1}" '
-                f'fill="rgba({color},{max(share, 0.02):.3f})"><title>{escape(tip)}</title></rect>'
-            )
-    for index, name in enumerate(names):
-        x, y = left + index * size + size / 2, top + index * size + size * 0.65
-        cells.append(f'<text x="{left - 6}" y="{y:.0f}" text-anchor="end">{escape(name[:16])}</text>')
-        cells.append(f'<text transform="translate({x + 4:.0f},{top - 6}) rotate(-60)">{escape(name[:16])}</text>')
-    width, height = left + count * size + 60, top + count * size + 8
-    return (
-        f'<div class="scroll"><svg width="{width}" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="confusion matrix">{"".join(cells)}</svg></div>'
-    )
-
-
-def picture(data: bytes, caption: str, *, kind: str = "png") -> str:
-    """An embedded picture with a caption."""
-    encoded = base64.b64encode(data).decode()
-    return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/{kind};base64,{encoded}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def row(pictures: Sequence[str], *, small: bool = False) -> str:
-    """Pictures side by side."""
-    return f'<div class="row{" small" if small else ""}">{"".join(pictures)}</div>' if pictures else ""
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    return escape(number(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value)
 
 
 def legend(colors: Mapping[str, tuple[int, int, int]]) -> str:
     """Class names with their colours."""
-    items = "".join(f'<i style="background:rgb({r},{g},{b})"></i>{escape(name)}' for name, (r, g, b) in colors.items())
+    items = "".join(
+        f'<span><i style="background:rgb({r},{g},{b})"></i>{escape(name)}</span>' for name, (r, g, b) in colors.items()
+    )
     return f'<p class="key">{items}</p>' if items else ""
 
 
 def folded(title: str, text: str) -> str:
     """Text behind a title that opens it."""
-    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
+    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>" if text else ""

@@ -18,7 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -27,9 +27,11 @@ from PIL import Image
 from jobs.identity import identity_of, tags_of
 from jobs.journal import Entry, Journal
 from jobs.outbox import BackgroundSender, Outbox, Refused, Send, first_line
-from jobs.specs import Job
 from jobs.tracked_run import DatasetRecord, Run, metric_key, points_of
 from pipelines import storage
+
+if TYPE_CHECKING:  # a training worker that sends metrics need not load what jobs are made of
+    from jobs.specs import Job
 
 BATCH_PARAMS = 100  # MLflow's limit for one call
 CHECK_TIMEOUT_S = 3

@@ -153,7 +153,8 @@ class LabelSpace(Spec):
         """RGB picture (H, W, 3) of a label; void is black."""
         table = np.zeros((self.void + 1, 3), np.uint8)
         table[: self.num_classes] = self.colors
-        return table[label]
+        picture: npt.NDArray[np.uint8] = table[label]
+        return picture
 
     def same_classes(self, other: LabelSpace) -> bool:
         """Whether class index i means the same in both."""
@@ -241,8 +242,8 @@ def decode_label(data: bytes) -> Label:
     lengths = np.ascontiguousarray(planes.T).view("<u4").reshape(-1)
     if int(lengths.sum(dtype=np.int64)) != height * width:
         raise ValueError(f"damaged label code: runs cover {int(lengths.sum())} of {height * width} pixels")
-    label: Label = np.repeat(values, lengths).astype(np.uint8 if itemsize == 1 else np.uint16, copy=False)
-    return label.reshape(height, width)
+    flat = np.repeat(values, lengths).reshape(height, width)
+    return flat.astype(np.uint8) if itemsize == 1 else flat.astype(np.uint16)
 
 
 def encode_confidence(confidence: npt.NDArray[np.floating[Any]]) -> bytes:

@@ -95,7 +95,7 @@ class PredictResult:
             "predicted": self.predicted,
             "existing": self.existing,
             "rejected": len(self.failures),
-            "failures": [{"id": image_id, "reason": reason} for image_id, reason in sorted(self.failures.items())],
+            "rejected_rows": [{"id": image_id, "reason": reason} for image_id, reason in sorted(self.failures.items())],
             "class_pixels": self.class_pixels,
             "seconds": round(self.seconds, 3),
             "images_per_s": round(self.predicted / self.seconds, 3) if self.seconds > 0 else 0.0,

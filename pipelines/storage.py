@@ -224,7 +224,8 @@ def list_dirs(uri: str) -> list[str]:
     if not is_remote(uri):
         return sorted(entry.name for entry in os.scandir(normalise(uri)) if entry.is_dir())
     filesystem, path = _filesystem(uri)
-    return sorted(posixpath.basename(entry["name"]) for entry in filesystem.ls(path) if entry["type"] == "directory")
+    entries = filesystem.ls(path, detail=True)
+    return sorted(posixpath.basename(entry["name"]) for entry in entries if entry["type"] == "directory")
 
 
 def require_dir(uri: str) -> None:

@@ -101,10 +101,11 @@ def _run_config(name: str, scratch: str, allocation: Allocation, *, max_failures
 def _reason(error: Exception, plan: TrainPlan, allocation: Allocation, *, max_failures: int) -> str:
     """One line for a person: what happened, and that nothing is lost."""
     if isinstance(error, ControllerError):
+        seconds = os.environ.get(START_TIMEOUT, _ENVIRONMENT[START_TIMEOUT])
         return (
-            f"Ray could not start {allocation.text()} within {START_ATTEMPTS} x {os.environ.get(START_TIMEOUT, _ENVIRONMENT[START_TIMEOUT])} s "
-            f"({_first_line(error.controller_failure)}); free the cluster or ask for fewer workers. "
-            f"A longer wait: {START_TIMEOUT}"
+            f"Ray could not start {allocation.text()} within {START_ATTEMPTS} x {seconds} s "
+            f"({_first_line(error.controller_failure)}); free the cluster or ask for fewer workers; "
+            f"the variable {START_TIMEOUT} makes the wait longer"
         )
     if isinstance(error, RayError):
         return f"{plan.run}: Ray's training controller died ({_first_line(error)}); the same command goes on"

@@ -22,7 +22,7 @@ def training(**changes: Any) -> TrainJob:
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     resources = dict(CLUSTER)
-    monkeypatch.setattr(preflight.ray, "cluster_resources", lambda: resources)
+    monkeypatch.setattr("jobs.preflight.ray.cluster_resources", lambda: resources)
     return resources
 
 
@@ -58,10 +58,10 @@ def test_places_are_absolute_and_named_once(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_node_that_does_not_see_a_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Alive": True, "NodeID": f"{i}" * 8, "NodeManagerAddress": f"10.0.0.{i}"} for i in range(2)]
-    monkeypatch.setattr(preflight.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr("jobs.preflight.ray.nodes", lambda: nodes)
     monkeypatch.setattr(preflight, "_missing", FarNode("11111111"))
     monkeypatch.setattr(preflight, "NodeAffinitySchedulingStrategy", lambda node_id, soft: node_id)
-    monkeypatch.setattr(preflight.ray, "get", lambda answer, timeout: answer)
+    monkeypatch.setattr("jobs.preflight.ray.get", lambda answer, timeout: answer)
     with pytest.raises(ValueError, match=r"node 10\.0\.0\.1 11111111 does not see this folder; .*s3://"):
         preflight.check_places([str(tmp_path / "not" / "yet" / "there")])
     assert list(tmp_path.iterdir()) == []

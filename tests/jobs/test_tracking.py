@@ -66,8 +66,10 @@ class Server:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        running = Server(tmp_path_factory.mktemp("server"))
-        check_tracking(Job(name="warm", tracking=TrackingSpec(uri=running.uri)), "out")
+        folder = tmp_path_factory.mktemp("server")
+        client(f"sqlite:///{folder}/server.db").search_experiments()  # makes the tables, which takes seconds
+        running = Server(folder)
+        client(running.uri).search_experiments()
     yield running
     running.stop()
 
@@ -294,3 +296,13 @@ def test_a_journal_cut_in_the_middle_of_a_line_gives_what_was_whole(tmp_path: Pa
     with journal.path.open("a") as file:
         file.write('{"run_id": "run", "ki')
     assert journal.entries() == [Entry("run", "tags", {"tags": {"a": "1"}})]
+
+
+def test_a_journal_that_cannot_be_written_loses_the_entry_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from jobs.journal import Entry, Journal
+
+    (tmp_path / "file").write_text("")
+    Journal(tmp_path / "file" / "pending.jsonl").append(Entry("run", "tags", {"tags": {}}))
+    assert "lost for tracking" in caplog.text

@@ -144,7 +144,7 @@ def test_colour_labels_are_mapped_by_colour() -> None:
 )
 def test_a_space_that_contradicts_itself_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LabelSpace(names=("a", "b"), **changes)  # type: ignore[arg-type]
+        LabelSpace(names=("a", "b"), **changes)
 
 
 def test_generated_colours_are_distinct() -> None:

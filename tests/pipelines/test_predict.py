@@ -208,7 +208,7 @@ def test_the_job_runs_on_ray_and_lists_failures_in_its_result(
     stored = json.loads((tmp_path / "out" / "result.json").read_text())
     assert stored == json.loads(json.dumps(table))
     assert (stored["images_in"], stored["predicted"], stored["rejected"], stored["failed"]) == (6, 3, 3, False)
-    assert [item["id"] for item in stored["failures"]] == ["empty", "notes", "torn"]
+    assert [item["id"] for item in stored["rejected_rows"]] == ["empty", "notes", "torn"]
     assert "empty: empty file" in capsys.readouterr().out
     for picture in stored["pictures"]:
         assert (tmp_path / "out" / "pictures" / picture["prediction"]).is_file()

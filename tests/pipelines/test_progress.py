@@ -6,7 +6,6 @@ import io
 
 import pytest
 
-from pipelines import progress
 from pipelines.progress import Progress
 
 
@@ -18,7 +17,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("pipelines.progress.time.monotonic", lambda: now[0])
     return now
 
 

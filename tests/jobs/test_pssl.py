@@ -1,0 +1,110 @@
+"""`segray pssl` as a job: dry run, result files, and errors before Ray starts."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import timm
+from PIL import Image
+from pydantic import ValidationError
+from safetensors.torch import save_file
+
+from jobs import pssl as verb
+from jobs.specs import PsslJob
+from pipelines import pssl_run, schema
+from pipelines.labels import LabelSpace
+from pipelines.schema import ShardKey
+from pipelines.shards import RunStats, ShardTask
+from pipelines.tables import Dataset, DatasetInfo, write_shard
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are worked on in this process: what is tested is the job, not Ray."""
+
+    def run_here(worker: type, *, tasks: list[ShardTask], worker_args: dict[str, Any], **other: Any) -> RunStats:
+        working = worker(**worker_args)
+        for task in tasks:
+            other["on_result"](task.key, working(task.payload))
+        return RunStats(tasks=len(tasks), actors=1)
+
+    monkeypatch.setattr(pssl_run, "run_shards", run_here)
+    monkeypatch.setattr(verb, "ray_session", lambda compute: contextlib.nullcontext())
+    monkeypatch.setattr(verb, "preflight", lambda job: None)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> dict[str, Any]:
+    """The settings of a job over four tiny images of two classes, one without a class."""
+    dataset = Dataset.create(
+        str(tmp_path / "data"), DatasetInfo(name="tiny", label_space=LabelSpace(names=("a", "b")), splits=("train",))
+    )
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(4):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (32, 40, 3)).astype(np.uint8)).save(buffer, "PNG")
+        index = None if number == 3 else number % 2
+        rows.append({"id": f"i{number}", "image": buffer.getvalue(), "height": 32, "width": 40, "class": index})
+    columns = pa.schema([field for field in schema.IMAGES if field.name not in schema.PARTITION_BY])
+    images = dataset.images
+    images.commit([write_shard(images.uri, ShardKey("train", 0), pa.Table.from_pylist(rows, columns))])
+    save_file(timm.create_model("test_resnet", num_classes=2).state_dict(), tmp_path / "own.safetensors")
+    classifier = {"name": "test_resnet", "weights": str(tmp_path / "own.safetensors"), "num_classes": 2, "size": 32}
+    return {
+        "dataset": dataset.root,
+        "ensemble": {"classifiers": [classifier]},
+        "pssl": {"explainer": {"kind": "smoothgrad", "samples": 2}},
+        "tracking": {"enabled": False},
+    }
+
+
+@pytest.mark.usefixtures("here")
+def test_a_job_writes_its_settings_and_result_beside_the_labels(
+    table: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = PsslJob.model_validate(table)
+    found = verb.run(job)
+    folder = Path(table["dataset"]) / "runs" / "pssl-pssl"
+    assert PsslJob.model_validate_json((folder / "job.json").read_text()) == job
+    assert json.loads((folder / "result.json").read_text()) == found
+    assert (found["images_in"], found["labelled"], found["rejected"]) == (4, 3, 1)
+    assert found["digest"] == Dataset.open(table["dataset"]).labels("pssl").label_digest()
+    assert "3 of 4 images labelled, 1 rejected" in (printed := capsys.readouterr().out)
+    assert "1 x no image-level class" in printed
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(table: dict[str, Any]) -> None:
+    found = verb.run(PsslJob.model_validate(table), dry_run=True)
+    assert found["plan"]["images"] == 4
+    assert found["plan"]["label_plan"]["classifiers"][0]["chunk"] == 5
+    assert sorted(path.name for path in Path(table["dataset"]).iterdir()) == ["dataset.json", "images"]
+
+
+@pytest.mark.usefixtures("here")
+def test_other_settings_for_an_existing_label_set_are_refused_before_ray_starts(
+    table: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verb.run(PsslJob.model_validate(table))
+    monkeypatch.setattr(verb, "ray_session", lambda compute: pytest.fail("Ray was started"))
+    with pytest.raises(ValueError, match=r"plan\.settings\.seed: now 7, there 0"):
+        verb.run(PsslJob.model_validate(table | {"pssl": {**table["pssl"], "seed": 7}}))
+
+
+def test_settings_that_would_have_no_effect_are_refused(table: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="`ensemble` and `pssl` have no effect"):
+        PsslJob.model_validate(table | {"import_from": "released"})
+    with pytest.raises(ValidationError, match="no effect without import_from"):
+        PsslJob.model_validate(table | {"import_minus_one": "background"})
+    with pytest.raises(ValidationError, match="no classifiers"):
+        PsslJob(dataset="data")
+    assert (
+        PsslJob.model_validate({"dataset": "data", "pssl": {"explainer": {"kind": "random"}}}).ensemble.resolve() == ()
+    )
