@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code. Errors are lines on standard error, never only a traceback."""
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("segray: interrupted; run the same command again to continue", file=sys.stderr)
         return INTERRUPTED
@@ -76,8 +81,8 @@ def _dispatch(arguments: list[str]) -> int:
         from jobs.submit import submit_command
 
         return submit_command(rest)
-    if "-h" in rest or "--help" in rest:
-        print(verb_help(name))
+    if {"-h", "--help"} & set(rest):
+        print(verb_help(name, [argument for argument in rest if argument not in ("-h", "--help")]))
         return 0
     job, options = parse_verb(name, rest)
     outcome = importlib.import_module(VERBS[name].module).run(job, dry_run=options["dry_run"])
@@ -95,8 +100,7 @@ def parse_verb(name: str, arguments: Sequence[str]) -> tuple[Any, dict[str, Any]
         ValueError: unknown verb, or settings that are wrong.
     """
     if name not in VERBS:
-        known = [*VERBS, SUBMIT]
-        raise ValueError(f"unknown verb {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+        _check_verb(name, [*VERBS, SUBMIT])
     from jobs.load import load_job, parse_flags  # brings torch along, which `segray --help` need not wait for
 
     rest = [argument for argument in arguments if argument != "--dry-run"]
@@ -120,25 +124,32 @@ def _help() -> str:
     return "\n".join(lines)
 
 
-def verb_help(name: str) -> str:
-    """Help text of a verb, generated from its settings.
+def verb_help(name: str, arguments: Sequence[str] = ()) -> str:
+    """Help text of a verb, generated from its settings; with a job file, from the job in it.
 
     Raises:
-        ValueError: unknown verb.
+        ValueError: unknown verb, or a job file that is wrong.
     """
-    if name not in VERBS:
-        raise ValueError(f"unknown verb {name!r}{did_you_mean(name, VERBS)}; known: {', '.join(VERBS)}")
+    _check_verb(name, VERBS)
     from jobs.help import settings_help
 
     usage = f"usage: segray {name} [job.toml] [--key value ...] [--dry-run]\n\n{VERBS[name].summary}\n"
-    return f"{usage}\n{settings_help(job_class(name))}"
+    job = parse_verb(name, arguments)[0] if arguments else None
+    return f"{usage}\n{settings_help(job_class(name), job=job)}"
+
+
+def _check_verb(name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise ValueError(f"unknown verb {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
 
 
 def _complain(error: Exception, code: int) -> int:
     if os.environ.get("SEGRAY_TRACEBACK") == "1":
         traceback.print_exception(error)
-    kind = "" if code == USER_ERROR else f"{type(error).__name__}: "
-    for line in (str(error) or type(error).__name__).splitlines():
+    cause = getattr(error, "cause", None)  # Ray's error of a remote call holds the real one, and a long text
+    shown = cause if isinstance(cause, Exception) else error
+    kind = "" if code == USER_ERROR else f"{type(shown).__name__}: "
+    for line in (str(shown).strip() or type(shown).__name__).splitlines():
         print(f"segray: error: {kind}{line}", file=sys.stderr)
         kind = ""
     if code == JOB_ERROR and os.environ.get("SEGRAY_TRACEBACK") != "1":

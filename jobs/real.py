@@ -26,7 +26,6 @@ from seg_models.recipes import resolve_recipe
 from seg_models.recipes.recipe import Recipe
 
 ARMS = {"imagenet": "ImageNet backbone", "pssl": "PSSL pre-trained", "pssl_teacher": "PSSL + teacher labels"}
-BACKBONE = "weights/imagenet-classifiers/mobilenetv2_100_224_tv.safetensors"
 TRAIN_SIZE = (240, 320)
 PRETRAIN_SIZE = (160, 160)
 
@@ -90,14 +89,13 @@ class Real(Verbs):
         return self.pssl("imagenet", ensemble=ensemble, settings=settings)
 
     def recipe(self, base: str, **changes: Any) -> Recipe:
-        """A small recipe of the project with the backbone's real ImageNet weights."""
-        backbone = {"weights": storage.join(self.data, BACKBONE)}
-        return resolve_recipe({"base": base, "model": {"backbone": backbone}, "seed": self.job.seed, **changes})
+        """A small recipe of the project; its backbone starts from real ImageNet weights, which lie in a package."""
+        return resolve_recipe({"base": base, "seed": self.job.seed, **changes})
 
     def pretrain(self) -> dict[str, Any]:
         """The whole network on the pseudo-labels, starting from the ImageNet backbone."""
         recipe = self.recipe(
-            "pspnet_mobilenetv2_pssl",
+            "pspnet_efficientnet_lite0_pssl",
             steps=self.job.pretrain_steps,
             global_batch=8,
             augment={"crop": PRETRAIN_SIZE, "short_side": PRETRAIN_SIZE[0]},
@@ -110,7 +108,7 @@ class Real(Verbs):
         if arm == "pssl_teacher":
             data.append(TrainData(dataset=self.place("camvid"), labels="teacher", split="val"))
         recipe = self.recipe(
-            "pspnet_mobilenetv2_camvid",
+            "pspnet_efficientnet_lite0_camvid",
             steps=self.job.finetune_steps,
             global_batch=4,
             augment={"crop": TRAIN_SIZE, "short_side": TRAIN_SIZE[0], "scale": (0.75, 1.5)},
@@ -128,7 +126,7 @@ def results_markdown(job: RealJob, walk: Walk, summary: dict[str, Any]) -> str:
     stages = summary["stages"]
     pssl = walk.stages["pssl"]
     lines = [
-        "## CamVid-11 test, PSPNet with MobileNetV2 (output stride 16)",
+        "## CamVid-11 test, PSPNet with EfficientNet-Lite0 (output stride 16)",
         "",
         f"Command: `segray real --samples {job.samples} --pretrain_steps {job.pretrain_steps} "
         f"--finetune_steps {job.finetune_steps}` (`make real`), seed {job.seed}, one seed, 2 CPU cores, "

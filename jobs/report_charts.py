@@ -75,7 +75,7 @@ def curves(series: Mapping[str, Points], *, title: str, x_label: str = "step", f
         f"{frame.axes(x_label)}{''.join(lines)}</svg>"
     )
     legend = f'<p class="key">{keys}</p>' if len(drawn) > 1 else ""
-    return f"<figure>{picture}<figcaption>{escape(title)}</figcaption>{legend}</figure>"
+    return f"<figure><figcaption>{escape(title)}</figcaption>{legend}{picture}</figure>"
 
 
 def _line(frame: _Frame, name: str, points: Points, color: int) -> str:

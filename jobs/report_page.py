@@ -45,13 +45,15 @@ tr:last-child>*{border-bottom:0}
 thead th{color:var(--soft);font-weight:600;font-size:13px}tbody th{font-weight:500}
 td.n,th.n{text-align:right;white-space:nowrap}td.n:last-child,th.n:last-child{padding-right:2px}
 .scroll{overflow-x:auto}
-.bars th,.bars td{border:0;padding:3px 10px 3px 0}.bars th{white-space:nowrap}.bars td.track{width:70%;min-width:110px}
+.bars th,.bars td{border:0;padding:3px 12px 3px 0}.bars th{white-space:nowrap;width:1%}
+.bars td.track{min-width:110px}.bars td.n{width:1%}
+.stages td.track{min-width:160px;width:34%}
 .fill{background:var(--c1);height:11px;border-radius:3px;min-width:1px}
 .split{display:flex;height:16px;border-radius:5px;overflow:hidden;background:var(--line);margin:2px 0 6px}
 .split i{display:block}
 .c0{background:var(--c0)}.c1{background:var(--c1)}.c2{background:var(--c2)}.c3{background:var(--c3)}.c4{background:var(--c4)}
 .c5{background:var(--c5)}.c6{background:var(--c6)}.cbad{background:var(--bad)}
-figure{margin:0}figcaption{color:var(--soft);font-size:13px;margin-top:5px;overflow-wrap:anywhere}
+figure{margin:0}figcaption{color:var(--soft);font-size:13px;margin:4px 0;overflow-wrap:anywhere}
 .shots{display:grid;grid-template-columns:repeat(auto-fill,minmax(250px,1fr));gap:16px}
 .shots.wide{grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr))}
 .views{display:flex;gap:5px}.views>div{flex:1 1 0;min-width:0}
@@ -60,7 +62,8 @@ figure{margin:0}figcaption{color:var(--soft);font-size:13px;margin-top:5px;overf
 .compare img{width:100%;max-width:180px;display:block;border-radius:5px}
 .compare td span{font-size:12px;color:var(--soft)}
 img.px{image-rendering:pixelated}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:18px}
+.plots figcaption{font-weight:600}
+.plots{margin-top:14px;display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:18px}
 svg{max-width:100%;height:auto;display:block}svg text{fill:var(--soft);font:12px system-ui,sans-serif}
 svg .grid{stroke:var(--line)}svg .line{fill:none;stroke-width:2;stroke-linejoin:round}svg .hit{fill:transparent}
 svg .s0{stroke:var(--c0)}svg .s1{stroke:var(--c1)}svg .s2{stroke:var(--c2)}svg .s3{stroke:var(--c3)}
@@ -85,13 +88,14 @@ def escape(text: object) -> str:
     return html.escape(str(text))
 
 
-def number(value: float, digits: int = 3) -> str:
-    """A figure for people: thousands separated, few digits, a dash where there is none."""
+def number(value: float) -> str:
+    """A figure for people: thousands separated, about three digits, a dash where there is none."""
     if isinstance(value, float) and math.isnan(value):
         return "–"
     if float(value).is_integer() and (abs(value) >= 1 or isinstance(value, int)):
         return f"{int(value):,}"
-    return f"{value:,.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}"
+    digits = next((digits for limit, digits in ((1, 3), (10, 2), (1000, 1)) if abs(value) < limit), 0)
+    return f"{value:,.{digits}f}"
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ MAX_SIDE_PX = 480
 SMALL_PX = 160  # smaller pictures are enlarged without smoothing
 JPEG_QUALITY = 88
 MAX_KEYS = 40
-SMOOTH = ("image", "overlay")  # views with the colours of a photograph
+SMOOTH = ("image", "label over the image")  # views with the colours of a photograph
 LOW_COLOR, HIGH_COLOR = (68, 30, 95), (250, 220, 90)  # of a confidence map
 
 Views = Mapping[str, NDArray[np.uint8]]
@@ -89,7 +89,7 @@ def label_examples(dataset: str, *, labels: str | None, split: str | None = None
         if len(figures) == count:
             break
     key = class_key(space, seen) if seen else ""
-    return shots(figures, wide=table is not None) + key if figures else ""
+    return key + shots(figures, wide=table is not None) if figures else ""
 
 
 def _rows(images: Table, labels: Table | None, *, split: str | None) -> Iterator[dict[str, Any]]:
@@ -109,11 +109,16 @@ def _rows(images: Table, labels: Table | None, *, split: str | None) -> Iterator
 
 
 def row_views(row: Mapping[str, Any], space: LabelSpace) -> dict[str, NDArray[np.uint8]]:
-    """The image of a row, its label laid over it, and the confidence where there is one."""
+    """The image of a row, its label and the confidence where there is one.
+
+    Where most pixels are background, the label is laid over the image, which shows more.
+    """
     pixels: NDArray[np.uint8] = row["pixels"]
     views = {"image": pixels}
-    if "index" in row:
-        views["overlay"] = overlay(pixels, row["index"], space)
+    if "index" in row and space.background is not None:
+        views["label over the image"] = overlay(pixels, row["index"], space)
+    elif "index" in row:
+        views["label"] = space.colorize(row["index"])
     if row.get("confidence") is not None:
         views["confidence"] = confidence_picture(decode_confidence(row["confidence"]))
     return views

@@ -16,7 +16,7 @@ MAX_CONFUSION = 60  # classes up to which a matrix can be read
 CURVES = {
     "train/loss": "training loss",
     "train/lr": "learning rate",
-    "train/images_per_second": "images per second",
+    "train/images_per_s": "images per second",
     "val/miou": "mIoU on the validation split",
 }
 

@@ -113,6 +113,7 @@ class TrainJob(Job):
 
     name: str
     recipe: AnyRecipe
+    """A recipe's name, or a table with `base` (a recipe's name) and the keys that differ."""
     data: tuple[TrainData, ...] = Field(min_length=1)
     """Label sets to train on together; they must agree on the class list."""
     validate_on: TrainData | None = None

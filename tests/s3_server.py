@@ -83,5 +83,5 @@ def s3_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             time.sleep(0.5)
     yield f"s3://{BUCKET}"
     s3fs.S3FileSystem.clear_instance_cache()
-    process.terminate()
+    process.kill()
     process.wait(timeout=20)

@@ -137,7 +137,7 @@ def test_a_validation_set_of_other_classes_is_refused(dataset: str, tmp_path: Pa
 def test_a_background_weight_for_classes_without_background_is_refused(tmp_path: Path) -> None:
     plain = write_dataset(tmp_path / "plain", space=LabelSpace(names=("sky", "sea", "sand")))
     job = job_of(plain.root, tmp_path, recipe=tiny_recipe(loss=LossSpec(background_weight=0.1)))
-    with pytest.raises(ValueError, match="background_weight .* takes no effect"):
+    with pytest.raises(ValueError, match=r"background_weight .* takes no effect"):
         train.run(job, dry_run=True)
 
 

@@ -105,7 +105,7 @@ def test_a_loss_inside_a_sum_scales_its_gradient() -> None:
     torch.testing.assert_close(scaled, 0.4 * once)
 
 
-class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LargestTensor(TorchDispatchMode):
     """Remembers how many elements the largest tensor had."""
 
     def __init__(self) -> None:
