@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.cluster import ray_session
+from jobs.fits import fits
 from jobs.preflight import preflight
 from jobs.specs import AutolabelJob
 from jobs.tracked_run import Run, metric_key
@@ -69,6 +70,7 @@ def show_plan(job: AutolabelJob, work: TeacherWork, *, num_done: int) -> dict[st
         "shards_done": num_done,
         "classes": work.space.num_classes,
         "label_plan": work.plan,
+        "compute": fits(job.compute),
     }
     table = {"job": job.model_dump(mode="json"), "plan": plan}
     print(json.dumps(table, indent=2))

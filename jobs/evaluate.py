@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jobs.cluster import ray_session
+from jobs.fits import fits
 from jobs.preflight import preflight
 from jobs.specs import EvaluateJob
 from jobs.tracked_run import Run, metric_key
@@ -63,6 +64,7 @@ def show_plan(job: EvaluateJob, work: EvaluationWork) -> dict[str, Any]:
         "images": work.num_images,
         "shards": len(work.shards),
         "classes": work.space.num_classes,
+        "compute": fits(job.compute),
     }
     table = {"job": job.model_dump(mode="json"), "plan": plan}
     print(json.dumps(table, indent=2))

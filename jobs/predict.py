@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.cluster import ray_session
+from jobs.fits import fits
 from jobs.preflight import preflight
 from jobs.specs import PredictJob
 from jobs.tracked_run import metric_key
@@ -66,6 +67,7 @@ def show_plan(job: PredictJob, work: PredictWork) -> dict[str, Any]:
         "images": work.num_images,
         "batches": len(work.batches),
         "writes": work.place,
+        "compute": fits(job.compute),
     }
     table = {"job": job.model_dump(mode="json"), "plan": plan}
     print(json.dumps(table, indent=2))

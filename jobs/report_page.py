@@ -58,9 +58,8 @@ figure{margin:0}figcaption{color:var(--soft);font-size:13px;margin:4px 0;overflo
 .shots.wide{grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr))}
 .views{display:flex;gap:5px}.views>div{flex:1 1 0;min-width:0}
 .views img{width:100%;display:block;border-radius:5px}.views span{display:block;color:var(--soft);font-size:12px}
-.compare{min-width:560px}.compare td,.compare th{padding:3px 6px 3px 0;border:0;width:auto}
-.compare img{width:100%;max-width:180px;display:block;border-radius:5px}
-.compare td span{font-size:12px;color:var(--soft)}
+.compare{min-width:560px;table-layout:fixed}.compare td,.compare th{padding:3px 8px 3px 0;border:0;vertical-align:top}
+.compare img{width:100%;display:block;border-radius:5px}.compare td span{font-size:12px;color:var(--soft)}
 img.px{image-rendering:pixelated}
 .plots figcaption{font-weight:600}
 .plots{margin-top:14px;display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:18px}

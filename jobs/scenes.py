@@ -18,7 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from pipelines.labels import default_colors
+
 CLASSES = ("ground", "disc", "square", "triangle", "ring", "cross")
+GROUND_COLOR = (52, 58, 70)
+COLORS = (GROUND_COLOR, *default_colors(len(CLASSES) - 1))
 SIZE = 64  # pixels a side
 
 Pixels = npt.NDArray[np.uint8]

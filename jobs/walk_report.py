@@ -23,7 +23,13 @@ LABEL_STAGES = {
 
 
 def write_walk_report(
-    walk: Walk, summary: Mapping[str, Any], *, output: Path, arms: Mapping[str, str], best: str, title: str
+    walk: Walk,
+    summary: Mapping[str, Any],
+    *,
+    output: Path,
+    arms: Mapping[str, str],
+    best: str,
+    title: str = "The whole walk",
 ) -> str:
     """Write `report.html` of a walk and return its path.
 

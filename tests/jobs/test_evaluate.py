@@ -20,6 +20,7 @@ from pipelines.evaluation import EvaluationResult, evaluate_checkpoint, plan_eva
 from pipelines.evaluation_worker import EvaluationWorker
 from pipelines.labels import LabelSpace, encode_label
 from pipelines.schema import ShardKey
+from pipelines.shards import ComputeSpec
 from pipelines.tables import Dataset, write_shard
 from seg_models.predictor import PredictorSpec
 from tests.inline_shards import inline_shards
@@ -255,6 +256,23 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert (plan["images"], plan["shards"], plan["classes"]) == (12, 3, 3)
     assert json.loads(capsys.readouterr().out)["plan"] == plan
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("compute", "message"),
+    [
+        ({"actors": 500}, "compute.cpus: 500 actors x 1 CPUs, this machine has"),
+        ({"gpus": 64}, "compute.gpus: 1 actors x 64"),
+    ],
+)
+def test_a_dry_run_says_when_this_machine_is_too_small(
+    dataset: Dataset, wrong: str, tmp_path: Path, compute: dict[str, Any], message: str
+) -> None:
+    job = EvaluateJob(checkpoint=wrong, dataset=dataset.root, output=str(tmp_path), compute=ComputeSpec(**compute))
+    with pytest.raises(ValueError, match=message):
+        evaluate.run(job, dry_run=True)
+    elsewhere = job.model_copy(update={"compute": ComputeSpec(**compute, address="ray://head:10001")})
+    assert evaluate.run(elsewhere, dry_run=True)["plan"]["compute"]["where"] == "ray://head:10001"
 
 
 def test_an_output_that_cannot_be_written_is_an_error_before_work_starts(

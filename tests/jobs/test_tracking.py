@@ -164,7 +164,7 @@ def test_an_unreachable_server_is_a_quick_error_that_says_what_to_do(uri: str, t
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"no MLflow at .*tracking\.enabled = false"):
         check_tracking(job, str(tmp_path / "out"))
-    assert time.monotonic() - start < 10  # the first one also imports mlflow
+    assert time.monotonic() - start < 30  # the first one also imports mlflow; by default it would be minutes
 
 
 def test_a_server_that_never_answers_is_an_error_within_seconds(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_server_that_never_answers_is_an_error_within_seconds(tmp_path: Path) 
         start = time.monotonic()
         with pytest.raises(ValueError, match="no MLflow") as caught:
             check_tracking(job, str(tmp_path / "out"))
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
     assert "secret" not in str(caught.value).partition("(")[0]
 
 
@@ -201,7 +201,7 @@ def test_a_server_that_dies_in_the_middle_does_not_stop_the_job_and_gets_everyth
         for step in range(2, 40):
             run.log_metrics({"loss": 3.0 / step}, step=step)
         run.log_image("pictures/0", np.full((4, 6, 3), 9, np.uint8))
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 30
         assert len(Path(run.journal).read_text().splitlines()) == 39
         server.start()
     history = client(server.uri).get_metric_history(run.run_id, "loss")
