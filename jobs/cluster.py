@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import ray
+from ray._private.authentication import authentication_token_setup as ray_tokens
 
 from pipelines.shards import ComputeSpec
 
 OBJECT_STORE_BYTES = 512 * 1024**2  # addresses and receipts travel, pixels do not
+CONNECT_TIMEOUT_S = 5
+MAX_TEMP_CHARS = 40  # Unix socket paths end at 107 characters, and Ray appends up to 66
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -31,7 +36,7 @@ def ray_session(compute: ComputeSpec, *, num_cpus: int | None = None) -> Iterato
     `compute.address` or RAY_ADDRESS, and without one it starts a local Ray, which ends with the block.
 
     Raises:
-        ValueError: the cluster named does not answer.
+        ValueError: the cluster named does not answer, or refuses our token.
     """
     if ray.is_initialized():
         yield
@@ -39,7 +44,7 @@ def ray_session(compute: ComputeSpec, *, num_cpus: int | None = None) -> Iterato
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     address = compute.address or os.environ.get("RAY_ADDRESS")
-    if address:
+    if address and address != "local":
         _connect(address)
     else:
         _start_local(num_cpus)
@@ -49,27 +54,65 @@ def ray_session(compute: ComputeSpec, *, num_cpus: int | None = None) -> Iterato
         ray.shutdown()
 
 
+def use_given_token() -> None:
+    """Use the token that was given by the environment; Ray itself would want RAY_AUTH_MODE=token beside it.
+
+    Without one Ray sends none, even where an older local Ray left a token in the home folder.
+    """
+    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        ray_tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
 def _connect(address: str) -> None:
+    _check_port(address)
+    _silence(ray_tokens.logger)
+    use_given_token()
     try:
         ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError) as error:
-        text = str(error).splitlines()[0]
-        raise ValueError(f"compute.address: no Ray cluster answers at {address!r} ({text})") from error
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        text = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"compute.address: the Ray cluster at {address!r} does not let this job in ({text}); where it uses tokens, "
+            "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to its token"
+        ) from error
+
+
+def _check_port(address: str) -> None:
+    """Ray itself tries for minutes where nobody listens."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()) or "/" in host:
+        return  # "auto", a file or an address with a scheme
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ValueError(f"compute.address: nobody answers at {address!r} ({error.strerror or error})") from error
 
 
 def _start_local(num_cpus: int | None) -> None:
-    # Short, because Unix socket paths end at 107 characters; per user, because others may run Ray here.
-    folder = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / f"segray-{os.getuid()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    # Ray turns token authentication on for a local cluster by itself; it need not say so in every run.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    # Ray turns token authentication on for a local cluster by itself. Give it a token, else it writes one into the
+    # home folder; and it need not say so in every run.
+    _silence(ray_tokens.logger)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",
         num_cpus=num_cpus,
         include_dashboard=False,
         object_store_memory=OBJECT_STORE_BYTES,
-        _temp_dir=str(folder),
+        _temp_dir=str(_temp_dir()),
         log_to_driver=True,
         logging_level=logging.WARNING,
         configure_logging=True,
     )
+
+
+def _temp_dir() -> Path:
+    """A folder of our own for Ray's sessions: short, and per user, because others may run Ray on this machine."""
+    above = os.environ.get("RAY_TMPDIR", tempfile.gettempdir())
+    name = f"segray-{os.getuid()}"
+    folder = Path(above if len(above) + len(name) < MAX_TEMP_CHARS else "/tmp") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _silence(logger: logging.Logger) -> None:
+    logger.setLevel(logging.ERROR)

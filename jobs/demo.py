@@ -16,7 +16,7 @@ from typing import Any
 from jobs.classifiers import train_classifiers
 from jobs.cluster import ray_session
 from jobs.photos import write_photos
-from jobs.scenes import CLASSES, SIZE, write_scenes
+from jobs.scenes import CLASSES, COLORS, SIZE, write_scenes
 from jobs.specs import DemoJob, TrainData
 from jobs.walk import Verbs, Walk, closing, summarise
 from jobs.walk_report import write_walk_report
@@ -25,6 +25,7 @@ from pipelines.sources import FolderSource, ImageNetSource
 from seg_models.explain import SmoothGradSpec
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe
 
+TITLE = "The whole walk on generated scenes"
 ARMS = {"scratch": "from scratch", "pssl": "PSSL pre-trained", "pssl_teacher": "PSSL + teacher labels"}
 MARK = ".segray-demo"  # tells a demo's folder from anybody else's
 PRETRAIN_STEPS, FINETUNE_STEPS = 200, 120
@@ -49,7 +50,7 @@ def run(job: DemoJob, *, dry_run: bool = False) -> dict[str, Any]:
         demo.run()
     summary = summarise(demo.walk, arms=ARMS)
     (output / "summary.json").write_text(json.dumps(summary, indent=2))
-    report = write_walk_report(demo.walk, summary, output=output, arms=ARMS, best="pssl_teacher")
+    report = write_walk_report(demo.walk, summary, output=output, arms=ARMS, best="pssl_teacher", title=TITLE)
     print(closing(summary, arms=ARMS, report=report))
     return summary
 
@@ -100,8 +101,10 @@ class Demo(Verbs):
 
     def labelled(self) -> FolderSource:
         """The scenes with labels."""
-        root = self.images / "labelled"
-        return FolderSource(images=f"{root}/images", labels=f"{root}/labels", classes=str(self.images / "classes.txt"))
+        root, classes = self.images / "labelled", self.images / "classes.txt"
+        return FolderSource(
+            images=f"{root}/images", labels=f"{root}/labels", classes=str(classes), colors=COLORS, label_codec="index"
+        )
 
     def objects(self) -> ImageNetSource:
         """The class-only images."""
@@ -110,7 +113,7 @@ class Demo(Verbs):
     def unlabelled(self) -> FolderSource:
         """The scenes without labels."""
         folder, classes = self.images / "unlabelled", self.images / "classes.txt"
-        return FolderSource(images=str(folder), classes=str(classes), splits="train")
+        return FolderSource(images=str(folder), classes=str(classes), colors=COLORS, splits="train")
 
     def write_images(self) -> dict[str, Any]:
         """Generate the scenes and copy the photographs."""

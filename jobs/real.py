@@ -25,6 +25,7 @@ from seg_models.predictor import PredictorSpec
 from seg_models.recipes import resolve_recipe
 from seg_models.recipes.recipe import Recipe
 
+TITLE = "The whole walk on real data: ImageNet classes to CamVid"
 ARMS = {"imagenet": "ImageNet backbone", "pssl": "PSSL pre-trained", "pssl_teacher": "PSSL + teacher labels"}
 TRAIN_SIZE = (240, 320)
 PRETRAIN_SIZE = (160, 160)
@@ -49,7 +50,7 @@ def run(job: RealJob, *, dry_run: bool = False) -> dict[str, Any]:
     summary = summarise(walk.walk, arms=ARMS)
     (output / "summary.json").write_text(json.dumps(summary, indent=2))
     (output / "results.md").write_text(results_markdown(job, walk.walk, summary))
-    report = write_walk_report(walk.walk, summary, output=output, arms=ARMS, best="pssl_teacher")
+    report = write_walk_report(walk.walk, summary, output=output, arms=ARMS, best="pssl_teacher", title=TITLE)
     print(closing(summary, arms=ARMS, report=report))
     return summary
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from jobs import autolabel, evaluate, ingest, pssl, train
-from jobs.specs import AutolabelJob, EvaluateJob, IngestJob, Job, PsslJob, TrainData, TrainJob
+from jobs.specs import AutolabelJob, EvaluateJob, IngestJob, Job, PsslJob, TrackingSpec, TrainData, TrainJob
 from pipelines import storage
 from pipelines.pssl_spec import EnsembleSpec, PsslSpec
 from pipelines.sources import AnySource
@@ -58,6 +59,13 @@ def _figures(result: dict[str, Any]) -> dict[str, Any]:
     return figures
 
 
+def tracking_of(job: Job, output: str) -> TrackingSpec:
+    """The walk's tracking, with one database for all of its jobs where the user names no server."""
+    if job.tracking.uri is not None or os.environ.get("MLFLOW_TRACKING_URI"):
+        return job.tracking
+    return job.tracking.model_copy(update={"uri": f"sqlite:///{storage.normalise(output)}/mlflow.db"})
+
+
 class Verbs:
     """The verbs of a walk, as ordinary jobs whose places lie below one folder."""
 
@@ -65,7 +73,7 @@ class Verbs:
         self.output = output
         self.predictor = predictor or PredictorSpec()
         self.threads = threads
-        self.common: dict[str, Any] = {"tracking": job.tracking, "compute": job.compute}
+        self.common: dict[str, Any] = {"tracking": tracking_of(job, output), "compute": job.compute}
 
     def place(self, *parts: str) -> str:
         """A place below the output folder."""

@@ -243,8 +243,8 @@ class SampleOrder:
         """
         if self.lanes % world or global_batch % world:
             raise ValueError(f"{world} workers do not divide {self.lanes} lanes and a global batch of {global_batch}")
-        first = step * global_batch
-        return [self.sample(g) for g in range(first + (rank - first) % world, first + global_batch, world)]
+        first = step * global_batch  # a multiple of `world`
+        return [self.sample(g) for g in range(first + rank, first + global_batch, world)]
 
     def sample(self, position: int) -> Sample:
         """The sample at a position (0-based) of the whole run."""

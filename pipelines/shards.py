@@ -20,6 +20,8 @@ from pipelines.progress import Progress
 from pipelines.schema import Receipt
 from seg_models.spec import Spec
 
+BLOCK_BYTES = 1024**2
+
 
 class ComputeSpec(Spec):
     """Where a stage runs. Says nothing about what is computed."""
@@ -148,6 +150,8 @@ def _stream(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Ray Data reserves object store for blocks of this size; ours hold addresses and receipts.
+    context.target_max_block_size = BLOCK_BYTES
     for name in ("ray.data", "ray.data._internal.progress"):
         logging.getLogger(name).setLevel(logging.WARNING)
     rows = [{"task": pickle.dumps((task.key, task.payload))} for task in tasks]

@@ -12,7 +12,7 @@ import torch
 import torchvision.transforms.v2.functional as tv  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms import InterpolationMode  # type: ignore[import-untyped]
+from torchvision.transforms import InterpolationMode
 
 from seg_models.recipes.recipe import AugmentSpec
 

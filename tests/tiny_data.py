@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def label_rows(rows: Sequence[dict[str, Any]]) -> pa.Table:
     return pa.table(columns, schema=_without_partition(schema.LABELS))
 
 
-def add_labels(dataset: Dataset, name: str, *, space: LabelSpace, shards: dict[ShardKey, Sequence[int]]) -> Table:
+def add_labels(dataset: Dataset, name: str, *, space: LabelSpace, shards: Mapping[ShardKey, Sequence[int]]) -> Table:
     """A further label set; `shards` gives the scene numbers of each shard."""
     table = dataset.create_labels(name, label_space=space, plan={})
     for key, numbers in shards.items():

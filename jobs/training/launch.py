@@ -37,7 +37,7 @@ _ENVIRONMENT = {
 _ONE_NODE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 
 
-class _Trainer(TorchTrainer):
+class _Trainer(TorchTrainer):  # type: ignore[misc]
     """Without the actor that removes placement groups after the controller's death: they end with the driver anyway,
     and where Ray has no dashboard it dies with a traceback."""
 

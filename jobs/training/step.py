@@ -81,7 +81,7 @@ class Stepper:
             target = SemanticTarget(labels, void=self._plan.label_space.void, class_weights=self._class_weights)
             loss = total_loss(self.model.loss(output, target), aux_weight=self._plan.recipe.loss.aux_weight)
         self._unchecked.append((batch.step, batch.ids, loss.detach()))
-        (loss * share).backward()  # type: ignore[no-untyped-call]
+        (loss * share).backward()
         return loss.detach()
 
 

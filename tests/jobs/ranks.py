@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 
 def run_ranks(program: Callable[..., Any], world: int, *arguments: Any) -> list[Any]:
@@ -22,7 +22,7 @@ def run_ranks(program: Callable[..., Any], world: int, *arguments: Any) -> list[
     with tempfile.TemporaryDirectory() as folder:
         settings = (world, folder, program, arguments)
         _start_server()
-        mp.start_processes(_member, args=settings, nprocs=world, start_method="forkserver")  # type: ignore[no-untyped-call]
+        start_processes(_member, args=settings, nprocs=world, start_method="forkserver")
         return [pickle.loads(Path(folder, f"result-{rank}").read_bytes()) for rank in range(world)]
 
 

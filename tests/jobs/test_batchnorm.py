@@ -89,18 +89,19 @@ def test_the_statistics_of_one_worker_alone_would_differ(ranks: list[Any]) -> No
 
 
 def test_names_values_and_frozen_layers_survive_the_replacement() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(BatchNormAct2d(4), nn.BatchNorm2d(4)))
-    model[1][1].weight.requires_grad_(False)
-    model[1][1].eval()
+    norms = nn.Sequential(BatchNormAct2d(4), nn.BatchNorm2d(4))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), norms)
+    norms[1].requires_grad_(False).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images = torch.randn(2, 3, 5, 5)
     expected = model(images)
     synchronise_batch_norm(model, CPU)
     after = model.state_dict()
     assert list(after) == list(before)
-    assert isinstance(model[1][0], SharedBatchNorm)
-    assert not model[1][1].weight.requires_grad
-    assert not model[1][1].training
+    assert isinstance(norms[0], SharedBatchNorm)
+    assert isinstance(norms[1], SharedBatchNorm)
+    assert not norms[1].weight.requires_grad
+    assert not norms[1].training
     torch.testing.assert_close(model(images), expected)
 
 

@@ -266,8 +266,14 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     ],
 )
 def test_a_dry_run_says_when_this_machine_is_too_small(
-    dataset: Dataset, wrong: str, tmp_path: Path, compute: dict[str, Any], message: str
+    dataset: Dataset,
+    wrong: str,
+    tmp_path: Path,
+    compute: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     job = EvaluateJob(checkpoint=wrong, dataset=dataset.root, output=str(tmp_path), compute=ComputeSpec(**compute))
     with pytest.raises(ValueError, match=message):
         evaluate.run(job, dry_run=True)

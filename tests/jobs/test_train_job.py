@@ -176,7 +176,10 @@ def test_one_worker_trains_evaluates_and_is_tracked_and_a_second_call_does_nothi
     loaded = load_model(run / "model")
     assert loaded.info["provenance"]["step"] == 6
     assert LabelSpace.model_validate(loaded.label_space).names == ("ground", "red", "green")
-    assert _tracked_losses(result["mlflow"]) == [(step, pytest.approx(loss)) for step, loss in result["curve"]]
+    steps, losses = zip(*result["curve"], strict=True)
+    tracked = _tracked_losses(result["mlflow"])
+    assert tuple(step for step, _ in tracked) == steps
+    assert tuple(loss for _, loss in tracked) == pytest.approx(losses)
     assert not list(run.glob("failure*"))
     _same_as_without_ray(run, dataset, tmp_path)
 

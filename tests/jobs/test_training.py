@@ -19,8 +19,9 @@ from jobs.training.progress import StepTimer
 from jobs.training.resume import checkpoint_uri
 from jobs.training.step import total_loss
 from pipelines import storage
+from pipelines.batches import BatchStream
 from pipelines.labels import LabelSpace
-from pipelines.samples import Part, SampleIndex, build_index
+from pipelines.samples import Part, SampleIndex, SampleOrder, build_index
 from seg_models.checkpoints import save_model
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, ScheduleSpec
 from tests.jobs.ranks import run_ranks
@@ -137,6 +138,31 @@ def test_training_learns_the_tiny_scenes(index: SampleIndex, tmp_path: Path) -> 
     assert figures["steps"] == 40
     assert figures["resumed_from"] == 0
     assert model.num_classes == 3
+
+
+@pytest.mark.parametrize("change", ["plain", "background", "aux"])
+def test_the_loss_of_a_step_is_weighted_leaves_void_out_and_adds_the_auxiliary_part(
+    index: SampleIndex, tmp_path: Path, change: str
+) -> None:
+    recipe = tiny_recipe(
+        model=TinySpec(aux=change == "aux"),
+        loss=LossSpec(background_weight=0.1 if change == "background" else None, aux_weight=0.3),
+        augment=AugmentSpec(crop=(48, 48), scale=(1.0, 1.0)),
+        steps=1,
+    )
+    train_alone(plan_of(index, tmp_path, recipe, log_every=1))
+    torch.manual_seed(recipe.seed)
+    model = TinySpec().build(3).train()
+    with BatchStream(
+        SampleOrder(index, lanes=4, seed=recipe.seed), augment=recipe.augment, global_batch=4, steps=1
+    ) as stream:
+        batch = next(stream)
+    assert bool((batch.labels == SPACE.void).any())
+    weight = torch.tensor([0.1, 1.0, 1.0]) if change == "background" else None
+    scores = model(batch.images).logits
+    expected = nn.functional.cross_entropy(scores, batch.labels, weight=weight, ignore_index=SPACE.void).item()
+    expected *= 1.3 if change == "aux" else 1.0
+    assert read_points(str(tmp_path))[0]["train/loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_pspnet_trains_with_its_auxiliary_head(index: SampleIndex, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -37,9 +36,8 @@ class TinySpec(ModelSpec):
     width: int = 8
     norm: bool = False
     dropout: float = 0.0
-    kill_at: int | None = None
-    """Kill this process in the forward pass of this number, once (a file named `killed_file` then exists)."""
-    killed_file: str = ""
+    aux: bool = False
+    """Name a second loss, equal to the first."""
 
     def build(self, num_classes: int) -> SegModel:
         return Tiny(self, num_classes)
@@ -50,17 +48,13 @@ class Tiny(SegModel):
 
     def __init__(self, spec: TinySpec, num_classes: int) -> None:
         super().__init__()
-        self.spec, self.num_classes, self.calls = spec, num_classes, 0
+        self.spec, self.num_classes = spec, num_classes
         self.backbone = nn.Conv2d(3, spec.width, 3, padding=1)
         self.norm = nn.BatchNorm2d(spec.width) if spec.norm else nn.Identity()
         self.dropout = nn.Dropout(spec.dropout)
         self.head = nn.Conv2d(spec.width, num_classes, 1)
 
     def forward(self, images: Tensor) -> SemanticOutput:
-        self.calls += 1
-        if self.calls == self.spec.kill_at and not Path(self.spec.killed_file).exists():
-            Path(self.spec.killed_file).write_text(str(os.getpid()))
-            os.kill(os.getpid(), 9)
         features = self.backbone(images.float() / 255 - 0.5)
         return SemanticOutput(self.head(self.dropout(torch.relu(self.norm(features)))))
 
@@ -68,7 +62,7 @@ class Tiny(SegModel):
         ce = nn.functional.cross_entropy(
             output.logits, target.labels, weight=target.class_weights, ignore_index=target.void
         )
-        return {"ce": ce}
+        return {"ce": ce, "aux_ce": ce} if self.spec.aux else {"ce": ce}
 
 
 def tiny_recipe(**changes: Any) -> Recipe:

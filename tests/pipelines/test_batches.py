@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import batches
+from pipelines import batches, transforms
 from pipelines.batches import BatchStream, ShardCache
 from pipelines.labels import LabelSpace
 from pipelines.samples import Part, Sample, SampleIndex, SampleOrder, ShardRows, build_index, permutation
@@ -328,7 +328,7 @@ def test_leaving_early_stops_every_thread(index: SampleIndex) -> None:
 
 def test_only_so_many_batches_are_made_ahead(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     made = 0
-    real = batches.augment
+    real = transforms.augment
 
     def counted(*args: Any, **settings: Any) -> Any:
         nonlocal made
