@@ -93,16 +93,22 @@ def _start_local(num_cpus: int | None) -> None:
     # home folder; and it need not say so in every run.
     _silence(ray_tokens.logger)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        _temp_dir=str(_temp_dir()),
-        log_to_driver=True,
-        logging_level=logging.WARNING,
-        configure_logging=True,
-    )
+    for attempts_left in (1, 0):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(_temp_dir()),
+                log_to_driver=True,
+                logging_level=logging.WARNING,
+            )
+            return
+        except Exception as error:  # Ray raises a bare Exception when its processes are not up within 30 s
+            ray.shutdown()
+            if not attempts_left or "timed out during startup" not in str(error):
+                raise
 
 
 def _temp_dir() -> Path:

@@ -28,7 +28,7 @@ from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Reci
 TITLE = "The whole walk on generated scenes"
 ARMS = {"scratch": "from scratch", "pssl": "PSSL pre-trained", "pssl_teacher": "PSSL + teacher labels"}
 MARK = ".segray-demo"  # tells a demo's folder from anybody else's
-PRETRAIN_STEPS, FINETUNE_STEPS = 200, 120
+PRETRAIN_STEPS, FINETUNE_STEPS = 200, 150
 MODEL = "pspnet_resnet10t_narrow"
 
 
@@ -130,8 +130,8 @@ class Demo(Verbs):
         """What all training of the demo shares."""
         return Recipe(
             model=MODEL,
-            optimizer=OptimizerSpec(kind="adamw", lr=2e-3, weight_decay=0.01),
-            augment=AugmentSpec(crop=(SIZE, SIZE), scale=(0.8, 1.25)),
+            optimizer=OptimizerSpec(lr=0.05, weight_decay=1e-4),
+            augment=AugmentSpec(crop=(SIZE, SIZE), scale=(0.75, 1.5), brightness=0.2, contrast=0.2, saturation=0.2),
             loss=LossSpec(background_weight=background_weight),
             steps=steps,
             global_batch=16,

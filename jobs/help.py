@@ -1,6 +1,7 @@
 """Help texts generated from the settings classes: one line per key with type, default and its docstring.
 
-With a job file the values of the file stand in the place of the defaults, and the keys are those of its model and explainer.
+With a job file the values of the file stand in the place of the defaults, and the keys are those of its model and
+explainer.
 """
 
 from __future__ import annotations
