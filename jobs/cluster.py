@@ -54,19 +54,20 @@ def ray_session(compute: ComputeSpec, *, num_cpus: int | None = None) -> Iterato
         ray.shutdown()
 
 
-def use_given_token() -> None:
-    """Use the token that was given by the environment; Ray itself would want RAY_AUTH_MODE=token beside it.
+def use_token(*, from_home: bool) -> None:
+    """Use the token given by the environment; Ray itself would want RAY_AUTH_MODE=token beside it.
 
-    Without one Ray sends none, even where an older local Ray left a token in the home folder.
+    Args:
+        from_home: else take the one in the home folder (`~/.ray/auth_token`), which a local Ray may have left there.
     """
-    if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+    _silence(ray_tokens.logger)
+    if from_home or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
         ray_tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def _connect(address: str) -> None:
     _check_port(address)
-    _silence(ray_tokens.logger)
-    use_given_token()
+    use_token(from_home=False)
     try:
         ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:

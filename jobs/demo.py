@@ -23,12 +23,14 @@ from jobs.walk_report import write_walk_report
 from pipelines.pssl_spec import PsslSpec
 from pipelines.sources import FolderSource, ImageNetSource
 from seg_models.explain import SmoothGradSpec
+from seg_models.predictor import PredictorSpec
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe
 
 TITLE = "The whole walk on generated scenes"
 ARMS = {"scratch": "from scratch", "pssl": "PSSL pre-trained", "pssl_teacher": "PSSL + teacher labels"}
 MARK = ".segray-demo"  # tells a demo's folder from anybody else's
 PRETRAIN_STEPS, FINETUNE_STEPS = 200, 150
+VIEW = 2 * SIZE  # scenes are enlarged for the network, whose cells are eight pixels wide
 MODEL = "pspnet_resnet10t_narrow"
 
 
@@ -73,7 +75,7 @@ class Demo(Verbs):
     """The stages of the demo; every one is an ordinary job."""
 
     def __init__(self, job: DemoJob, output: Path) -> None:
-        super().__init__(job, str(output))
+        super().__init__(job, str(output), predictor=PredictorSpec(short_side=VIEW))
         self.seed = job.seed
         self.images = output / "images"
         self.walk = Walk(str(output))
@@ -131,10 +133,12 @@ class Demo(Verbs):
         return Recipe(
             model=MODEL,
             optimizer=OptimizerSpec(lr=0.05, weight_decay=1e-4),
-            augment=AugmentSpec(crop=(SIZE, SIZE), scale=(0.75, 1.5), brightness=0.2, contrast=0.2, saturation=0.2),
+            augment=AugmentSpec(
+                crop=(VIEW, VIEW), short_side=VIEW, scale=(0.75, 1.5), brightness=0.2, contrast=0.2, saturation=0.2
+            ),
             loss=LossSpec(background_weight=background_weight),
             steps=steps,
-            global_batch=16,
+            global_batch=8,
             seed=self.seed,
         )
 

@@ -3,71 +3,128 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.specs import Job, TrainJob
+from jobs.places import places
+from jobs.specs import AutolabelJob, IngestJob, Job, PsslJob, TrainJob
+from jobs.training.resources import Node, nodes_of
 from pipelines import storage
 
-PLACE_KEYS = ("dataset", "output", "images", "checkpoint", "init_from")
+POLL_S = 5.0
+MAX_LISTED = 1000
+NODE_TIMEOUT_S = 120
 
 
 def preflight(job: Job) -> None:
     """Check a job against the running Ray cluster; call inside a Ray session, before any work.
 
     Raises:
-        ValueError: it needs what the cluster does not have, or a node does not see one of its places.
+        ValueError: it needs what the cluster does not have, its output cannot be written, or a node does not see one of
+            its places.
     """
-    check_fits(job)
+    wait_until_fits(job)
+    storage.check_writable(storage.normalise(output_of(job)))
     check_places(places(job))
 
 
-def places(job: Job) -> list[str]:
-    """The folders and addresses a job names, absolute, each once."""
-    named = [getattr(job, key, None) for key in PLACE_KEYS]
-    if isinstance(job, TrainJob):
-        named += [part.dataset for part in job.data]
-    return list(dict.fromkeys(storage.normalise(place) for place in named if place))
+def output_of(job: Job) -> str:
+    """Where a job writes."""
+    if isinstance(job, (IngestJob, PsslJob, AutolabelJob)):
+        return job.dataset
+    return str(getattr(job, "output", "."))
 
 
-def check_fits(job: Job) -> None:
-    """Compare what the job asks for with what the cluster has.
+def wait_until_fits(job: Job) -> None:
+    """Compare what the job asks for with what the cluster has; let a cluster that can grow do so.
 
     Raises:
-        ValueError: the part that is impossible, with the figures.
+        ValueError: the part that is impossible, with the figures; after `compute.wait_s` seconds.
     """
-    resources = ray.cluster_resources()
-    cpus, gpus = float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
+    deadline = time.monotonic() + job.compute.wait_s
+    asked = False
+    try:
+        while True:
+            problem = problem_of(job, nodes_of(ray.nodes()))
+            if problem is None:
+                return
+            if time.monotonic() >= deadline:
+                raise ValueError(problem)
+            if not asked:
+                print(f"waiting up to {job.compute.wait_s:g} s for the cluster to grow ({problem})", flush=True)
+                _ask_for(bundles(job))
+                asked = True
+            time.sleep(POLL_S)
+    finally:
+        if asked:
+            _ask_for([])  # the nodes stay as long as work holds them
+
+
+def bundles(job: Job) -> list[dict[str, float]]:
+    """The resources a job asks for, one entry for each actor and training worker."""
     compute = job.compute
-    actors = compute.actors or 1
-    if compute.gpus > 0 and gpus < compute.gpus * actors:
-        raise ValueError(
-            f"compute.gpus: {actors} actors x {compute.gpus:g} GPUs do not fit the cluster, which has {gpus:g} GPUs"
-        )
-    if compute.gpus == 0 and cpus < compute.cpus * actors:
-        raise ValueError(
-            f"compute.actors: {actors} actors x {compute.cpus:g} CPUs do not fit the cluster, which has {cpus:g} CPUs"
-        )
+    actor = {"GPU": compute.gpus} if compute.gpus > 0 else {"CPU": compute.cpus}
+    wanted = [actor] * (compute.actors or 1)
     if isinstance(job, TrainJob):
-        _check_workers(job, cpus=cpus, gpus=gpus)
+        worker = {"GPU": 1.0, "CPU": 1.0} if job.device == "cuda" else {"CPU": 1.0}
+        wanted += [worker] * job.workers
+    return wanted
 
 
-def _check_workers(job: TrainJob, *, cpus: float, gpus: float) -> None:
-    if job.device == "cuda" and gpus < 1:
-        raise ValueError("device: 'cuda' asked for, the cluster has no GPU; use device = \"cpu\" or a GPU node type")
+def problem_of(job: Job, nodes: Sequence[Node]) -> str | None:
+    """What of a job does not fit nodes like these, in words; None where all fits."""
+    compute = job.compute
+    has = f"the cluster has nodes with {_figures(nodes)}"
+    room = room_for(nodes, cpus=compute.cpus, gpus=compute.gpus)
+    actors = compute.actors or 1
+    if room < actors:
+        part, each = ("gpus", f"{compute.gpus:g} GPUs") if compute.gpus > 0 else ("actors", f"{compute.cpus:g} CPUs")
+        return f"compute.{part}: {actors} actors x {each} do not fit, there is room for {room}; {has}"
+    if not isinstance(job, TrainJob):
+        return None
+    gpus = sum(int(node.gpus) for node in nodes)
+    if job.device == "cuda" and gpus == 0:
+        return "device: 'cuda' asked for, the cluster has no GPU; use device = \"cpu\" or a GPU node type"
     if job.device == "cuda" and job.workers > gpus:
-        raise ValueError(f"workers: {job.workers} GPU workers do not fit the cluster, which has {gpus:g} GPUs")
-    if job.device != "cuda" and job.workers > max(1.0, cpus):
-        raise ValueError(
-            f"workers: {job.workers} workers do not fit the cluster, which has {cpus:g} CPUs (one per worker at least)"
-        )
+        return f"workers: {job.workers} workers x 1 GPU do not fit; {has}"
+    if job.device != "cuda" and job.workers > max(1.0, sum(node.cpus for node in nodes)):
+        return f"workers: {job.workers} workers do not fit, each needs a CPU; {has}"
+    return None
+
+
+def room_for(nodes: Sequence[Node], *, cpus: float, gpus: float) -> int:
+    """How many actors of that size the nodes can hold; an actor lies on one node."""
+    if gpus > 0:
+        return sum(int(node.gpus / gpus + 1e-9) for node in nodes)
+    return sum(int(node.cpus / max(cpus, 0.01) + 1e-9) for node in nodes)
+
+
+def _figures(nodes: Sequence[Node]) -> str:
+    sizes = [f"{node.cpus:g} CPUs" + (f" and {node.gpus:g} GPUs" if node.gpus else "") for node in nodes]
+    return ", ".join(f"{sizes.count(size)} x {size}" for size in dict.fromkeys(sizes)) or "nothing"
+
+
+def _ask_for(wanted: list[dict[str, float]]) -> None:
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=wanted)
+
+
+class Probe(NamedTuple):
+    """What every node must find in a folder: a file of ours or, where we may not write, the same names."""
+
+    folder: str
+    nonce: str = ""
+    names: tuple[str, ...] = ()
 
 
 def check_places(wanted: list[str]) -> None:
-    """Make sure that every node sees every local place: the driver writes a nonce there, every node reads it.
+    """Make sure that every node sees every local place: the driver writes a nonce there, every node looks for it.
 
     Places in an object store are seen by all nodes that have credentials; on one node there is nothing to check.
 
@@ -78,14 +135,14 @@ def check_places(wanted: list[str]) -> None:
     local = [_folder(place) for place in wanted if not storage.is_remote(place)]
     if len(nodes) < 2 or not local:
         return
-    nonces = [storage.join(place, f".segray-nonce-{uuid.uuid4().hex}") for place in dict.fromkeys(local)]
+    probes: list[Probe] = []
     try:
-        for nonce in nonces:
-            storage.write_bytes(nonce, b"segray")
-        _ask_nodes(nodes, nonces)
+        probes += [_probe(folder) for folder in dict.fromkeys(local)]
+        _ask_nodes(nodes, probes)
     finally:
-        for nonce in nonces:
-            storage.delete(nonce)
+        for probe in probes:
+            if probe.nonce:
+                storage.delete(storage.join(probe.folder, probe.nonce))
 
 
 def _folder(place: str) -> str:
@@ -95,25 +152,44 @@ def _folder(place: str) -> str:
     return place
 
 
-def _ask_nodes(nodes: list[dict[str, Any]], nonces: list[str]) -> None:
+def _probe(folder: str) -> Probe:
+    nonce = f".segray-nonce-{uuid.uuid4().hex}"
+    try:
+        storage.write_bytes(storage.join(folder, nonce), b"segray")
+    except OSError:
+        return Probe(folder, names=_names(folder))
+    return Probe(folder, nonce)
+
+
+def _names(folder: str) -> tuple[str, ...]:
+    return tuple(sorted(os.listdir(folder))[:MAX_LISTED])
+
+
+def _ask_nodes(nodes: list[dict[str, Any]], probes: list[Probe]) -> None:
     answers = {
-        node["NodeManagerAddress"] + " " + node["NodeID"][:8]: _missing.options(
+        node["NodeManagerAddress"] + " " + node["NodeID"][:8]: _unseen.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(nonces)
+        ).remote(probes)
         for node in nodes
     }
     for name, answer in answers.items():
-        missing = ray.get(answer, timeout=120)
-        if missing:
+        unseen = ray.get(answer, timeout=NODE_TIMEOUT_S)
+        if unseen:
             raise ValueError(
-                f"{os.path.dirname(missing[0])}: node {name} does not see this folder; on a cluster use an object "
-                "store "
+                f"{unseen[0]}: node {name} does not see this folder; on a cluster use an object store "
                 "(s3://bucket/prefix) or a file system that every node mounts"
             )
 
 
-def _find_missing(nonces: list[str]) -> list[str]:
-    return [nonce for nonce in nonces if not os.path.exists(nonce)]
+def find_unseen(probes: Sequence[Probe]) -> list[str]:
+    """The folders in which this machine does not find what it should."""
+    return [probe.folder for probe in probes if not _sees(probe)]
 
 
-_missing = ray.remote(num_cpus=0)(_find_missing)
+def _sees(probe: Probe) -> bool:
+    if probe.nonce:
+        return os.path.exists(os.path.join(probe.folder, probe.nonce))
+    return os.path.isdir(probe.folder) and _names(probe.folder) == probe.names
+
+
+_unseen = ray.remote(num_cpus=0)(find_unseen)

@@ -28,7 +28,7 @@ from seg_models.recipes.recipe import Recipe
 TITLE = "The whole walk on real data: ImageNet classes to CamVid"
 ARMS = {"imagenet": "ImageNet backbone", "pssl": "PSSL pre-trained", "pssl_teacher": "PSSL + teacher labels"}
 TRAIN_SIZE = (240, 320)
-PRETRAIN_SIZE = (160, 160)
+PRETRAIN_SIZE = (128, 128)
 
 
 def run(job: RealJob, *, dry_run: bool = False) -> dict[str, Any]:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import logging
 import os
 import shutil
 import sys
 import tempfile
-import uuid
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs.cli import VERBS, parse_verb
+from jobs.places import absolute, absolute_database
 from seg_models.names import did_you_mean
 
 PACKAGES = ("seg_models", "pipelines", "jobs")
 MAX_PACKAGE_MB = 50  # Ray ships the folder in one message; code alone is below one megabyte
+POLL_S = 1.0
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 NOT_FOR_CLUSTERS = ("submit", "models")
 PASSED_ON = (
     "AWS_ACCESS_KEY_ID",
@@ -31,12 +37,16 @@ PASSED_ON = (
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
 )
-USAGE = """usage: segray submit VERB job.toml [--address URL] [--no-follow] [--no-code] [--submission-id ID]
-                                         [--key value ...]
+USAGE = """usage: segray submit VERB job.toml [--address URL] [--no-follow] [--no-code] [--python PATH]
+                                         [--submission-id ID] [--key value ...]
 
 Sends the job to the Ray cluster at URL (default RAY_API_SERVER_ADDRESS, else RAY_ADDRESS), follows its log and ends
-with its result. The token comes from RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. --no-code: segray is installed there.
---dry-run shows what would be sent."""
+with its result. The token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. Relative places start
+at the folder where submit is called. Sent again while it runs, the running job is followed; after its end it starts
+once more and continues what it left.
+  --no-code   segray is installed on the cluster
+  --python    the Python on the head node that has segray's dependencies (default: the first on its PATH)
+  --dry-run   show what would be sent"""
 
 
 @dataclass
@@ -46,7 +56,10 @@ class SubmitOptions:
     address: str
     follow: bool = True
     code: bool = True
+    python: str = "python"
     submission_id: str = ""
+    own_id: bool = False
+    """The user chose the id; Ray refuses one that was used before."""
     dry_run: bool = False
 
 
@@ -64,16 +77,24 @@ def submit_command(arguments: Sequence[str]) -> int:
         known = [name for name in VERBS if name not in NOT_FOR_CLUSTERS]
         raise ValueError(f"cannot submit {verb!r}{did_you_mean(verb, known)}; known: {', '.join(known)}")
     options, rest = _split(rest)
-    job, _ = parse_verb(verb, rest)
-    options.submission_id = options.submission_id or f"{job.name}-{uuid.uuid4().hex[:8]}"
+    job = absolute(parse_verb(verb, rest)[0])
+    text = job.model_dump_json(indent=2)
+    options.submission_id = options.submission_id or submission_id(verb, job.name, text)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "package"
-        size = build_package(package, job_json=job.model_dump_json(indent=2), code=options.code)
-        print(f"submit {verb}: job {options.submission_id} to {options.address}, package {size / 1e6:.2f} MB")
+        size = build_package(package, job_json=text, code=options.code)
+        print(
+            f"submit {verb}: job {options.submission_id} to {options.address}, package {size / 1e6:.2f} MB", flush=True
+        )
         if options.dry_run:
-            print(job.model_dump_json(indent=2))
+            print(text)
             return 0
         return _send(verb, package, options)
+
+
+def submission_id(verb: str, name: str, job_json: str) -> str:
+    """The same job has the same id, so that sending it twice does not run it twice at once."""
+    return f"segray-{verb}-{name}-{hashlib.sha256(job_json.encode()).hexdigest()[:8]}"
 
 
 def _split(arguments: list[str]) -> tuple[SubmitOptions, list[str]]:
@@ -86,7 +107,9 @@ def _split(arguments: list[str]) -> tuple[SubmitOptions, list[str]]:
             case "--address":
                 options.address = inline if given else next(waiting, "")
             case "--submission-id":
-                options.submission_id = inline if given else next(waiting, "")
+                options.submission_id, options.own_id = inline if given else next(waiting, ""), True
+            case "--python":
+                options.python = inline if given else next(waiting, "")
             case "--follow":
                 options.follow = True
             case "--no-follow":
@@ -126,34 +149,122 @@ def build_package(folder: Path, *, job_json: str, code: bool) -> int:
 
 
 def _send(verb: str, package: Path, options: SubmitOptions) -> int:
+    client = _connect(options.address)
+    chosen, runs = options.submission_id, False
+    if not options.own_id:
+        chosen, runs = choose_id(chosen, {job.submission_id: job.status.value for job in client.list_jobs()})
+    if runs:
+        print(f"job {chosen} runs already")
+    else:
+        with _refusals(options.address):
+            client.submit_job(
+                entrypoint=f"{options.python} -m jobs {verb} job.json",
+                submission_id=chosen,
+                runtime_env={"working_dir": str(package), "env_vars": _environment()},
+                metadata={"segray_verb": verb},
+            )
+        print(f"sent as {chosen}", flush=True)
+    if not options.follow:
+        print(f"follow it with `ray job logs {chosen} --address {options.address} --follow`")
+        return 0
+    try:
+        return follow(client, chosen)
+    except KeyboardInterrupt:
+        print(f"\nthe job runs on; `ray job stop {chosen} --address {options.address}` ends it", file=sys.stderr)
+        raise
+
+
+def _connect(address: str) -> Any:
+    """A client whose cluster answers and takes our token.
+
+    Raises:
+        ValueError: it does not.
+    """
     from ray.job_submission import JobSubmissionClient
 
+    from jobs.cluster import use_token
+
+    use_token(from_home=True)
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with _refusals(address):
+        client = JobSubmissionClient(address)
+        client.list_jobs()
+    return client
+
+
+@contextlib.contextmanager
+def _refusals(address: str) -> Iterator[None]:
+    """Turn the errors of Ray's client into one line that says what to do."""
+    from ray.exceptions import AuthenticationError
+
     try:
-        client = JobSubmissionClient(options.address)
-        client.submit_job(
-            entrypoint=f"python -m jobs {verb} job.json",
-            submission_id=options.submission_id,
-            runtime_env={"working_dir": str(package), "env_vars": _environment()},
-            metadata={"segray_verb": verb},
-        )
+        yield
+    except AuthenticationError as error:
+        raise ValueError(
+            f"{address}: the cluster does not let us in ({_first_line(error)}); set RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH to its token"
+        ) from error
     except (ConnectionError, RuntimeError) as error:
-        text = str(error).strip().splitlines()[0]
-        raise ValueError(f"{options.address}: the cluster does not take the job ({text})") from error
-    if not options.follow:
-        print(f"sent; follow it with `ray job logs {options.submission_id} --address {options.address} --follow`")
-        return 0
-    return asyncio.run(_follow(client, options.submission_id))
+        raise ValueError(f"{address}: the cluster does not take the job ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def choose_id(wanted: str, known: Mapping[str, str]) -> tuple[str, bool]:
+    """The id to use and whether a job of that id runs already; ended ones get the next number, `-2`, `-3` …"""
+    chosen, number = wanted, 1
+    while chosen in known and known[chosen] in ENDED:
+        number += 1
+        chosen = f"{wanted}-{number}"
+    return chosen, chosen in known
 
 
 def _environment() -> dict[str, str]:
     passed = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
+    if "MLFLOW_TRACKING_URI" in passed:
+        passed["MLFLOW_TRACKING_URI"] = absolute_database(passed["MLFLOW_TRACKING_URI"])
     return {**passed, "PYTHONUNBUFFERED": "1"}
 
 
-async def _follow(client: Any, submission_id: str) -> int:
-    async for text in client.tail_job_logs(submission_id):
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    status = client.get_job_status(submission_id)
-    print(f"job {submission_id}: {status.value.lower()}")
-    return 0 if status.value == "SUCCEEDED" else 1
+def follow(client: Any, chosen: str) -> int:
+    """Print the job's log until it ends; a lost connection is taken up again where it broke.
+
+    Returns:
+        0 when the job succeeded, else 1.
+    """
+    from aiohttp import ClientError
+
+    log = _Log(client, chosen)
+    while True:
+        try:
+            asyncio.run(log.show())
+        except (ClientError, OSError, RuntimeError) as error:
+            print(f"log of {chosen} lost ({error}); trying again", file=sys.stderr)
+        info = client.get_job_info(chosen)
+        if info.status.value in ENDED:
+            print(f"job {chosen}: {info.status.value.lower()}")
+            if info.status.value != "SUCCEEDED" and not log.shown:
+                print(f"segray: error: {info.message}", file=sys.stderr)  # it did not come as far as a log
+            return 0 if info.status.value == "SUCCEEDED" else 1
+        time.sleep(POLL_S)
+
+
+class _Log:
+    """The log of a job; Ray sends it from its start each time, what was shown is not shown again."""
+
+    def __init__(self, client: Any, chosen: str) -> None:
+        self.client, self.chosen = client, chosen
+        self.shown = 0
+        """Characters."""
+
+    async def show(self) -> None:
+        """Print what is new until the connection or the job ends."""
+        seen = 0
+        async for text in self.client.tail_job_logs(self.chosen):
+            sys.stdout.write(text[max(0, self.shown - seen) :])
+            sys.stdout.flush()
+            seen += len(text)
+            self.shown = max(self.shown, seen)

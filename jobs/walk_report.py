@@ -35,10 +35,11 @@ def write_walk_report(
 
     Args:
         arms: title of every arm by its name, the one to compare with first.
-        best: the arm whose evaluation is shown in full.
+        best: the arm whose confusions and worst images are shown.
         title: of the page.
     """
     last = walk.stages[f"evaluate_{best}"]
+    _, confusion, _, worst = evaluation_sections(str(output / "evaluate" / best), last)
     sections = [
         result_section(walk, summary, arms),
         classes_section(walk, arms),
@@ -46,7 +47,7 @@ def write_walk_report(
         stages_section(summary["stages"]),
         *labels_sections(walk),
         curves_section(output, arms),
-        *(_renamed(part, arms[best]) for part in evaluation_sections(str(output / "evaluate" / best), last)[1:]),
+        *(_renamed(part, arms[best]) for part in (confusion, worst)),
         runs_section(summary["stages"]),
     ]
     lines = [str(output), f"took {html.duration(summary['seconds'])} in all", written_by()]

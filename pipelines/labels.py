@@ -12,7 +12,7 @@ import io
 import json
 import struct
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,17 @@ import zstandard
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 
+from pipelines.images import bomb_reason, quiet_pillow
 from seg_models.spec import Spec
 
 Label = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 RGB = tuple[int, int, int]
+D = TypeVar("D", bound=np.generic)
 
 MAX_BYTE_CLASSES = 255  # 0..254 are classes, 255 is void; more classes need two bytes
 CONFIDENCE_STEPS = 20  # confidence is kept in twentieths
+RAW_IDS = range(-(1 << 15), 1 << 24)  # raw ids that a label file can hold: signed 16 bits to three bytes
+MAX_LISTED = 20  # values named in one error
 
 _MAGIC = b"SGL1"
 _HEADER = struct.Struct("<4sBII")  # magic, bytes per value, height, width
@@ -84,6 +88,9 @@ class LabelSpace(Spec):
                 raise ValueError(f"{key} has {len(getattr(self, key))} entries for {count} classes")
         if len(set(self.raw_values)) != count:
             raise ValueError("raw_values names an id twice")
+        odd = sorted(value for value in (*self.raw_values, *(self.void_values or ())) if value not in RAW_IDS)
+        if odd:
+            raise ValueError(f"raw ids {odd[:5]} are outside {RAW_IDS.start}..{RAW_IDS.stop - 1}")
         both = set(self.raw_values) & set(self.void_values or ())
         if both:
             raise ValueError(f"raw ids {sorted(both)} are both a class and void")
@@ -112,41 +119,37 @@ class LabelSpace(Spec):
         Raises:
             LabelValueError: a value is neither a class nor void; the message names value, pixel count and remedy.
         """
+        if raw.dtype.kind not in "iub":
+            raise LabelValueError(f"label holds {raw.dtype} values; class ids are whole numbers")
         if raw.size == 0:
             return np.zeros(raw.shape, self.dtype)
-        if raw.min() < 0:
-            self._refuse(raw, {int(value) for value in np.unique(raw) if value < 0})
-        table, known = self._lookup()
-        largest = int(raw.max())
-        if largest >= len(table):
-            self._refuse(raw, {int(value) for value in np.unique(raw)} - set(np.flatnonzero(known).tolist()))
-        if not known[raw].all():
-            self._refuse(raw, {int(value) for value in np.unique(raw) if not known[value]})
-        mapped: Label = table[raw]
+        first, table, known = self._lookup()
+        if raw.min() < first or raw.max() >= first + len(table):
+            self._refuse(raw)
+        position = raw.astype(np.intp) - first if first or raw.dtype.kind == "b" else raw
+        if not known[position].all():
+            self._refuse(raw)
+        mapped: Label = table[position]
         return mapped
 
     def from_rgb(self, rgb: npt.NDArray[np.uint8]) -> Label:
         """Map a colour-coded label (H, W, 3) to class indices. Black is void unless it is a class's colour.
 
         Raises:
-            LabelValueError: a colour is none of the class colours.
+            LabelValueError: a colour is none of the class colours, or stands for two classes.
         """
-        flat = rgb.astype(np.int64)
-        codes = (flat[..., 0] << 16) | (flat[..., 1] << 8) | flat[..., 2]
+        if len(set(self.colors)) < self.num_classes:
+            raise LabelValueError("two classes have the same colour; give each its own in `colors`")
+        codes, lengths = _runs(_color_codes(rgb).reshape(-1))
         wanted = {(r << 16) | (g << 8) | b: index for index, (r, g, b) in enumerate(self.colors)}
         wanted.setdefault(0, self.void)
-        values, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
-        unknown = [i for i, code in enumerate(values) if int(code) not in wanted]
+        values, inverse = np.unique(codes, return_inverse=True)
+        counts = np.bincount(inverse, weights=lengths, minlength=len(values)).astype(np.int64)
+        unknown = {int(code): int(n) for code, n in zip(values, counts, strict=True) if int(code) not in wanted}
         if unknown:
-            first = unknown[0]
-            code = int(values[first])
-            colour = (code >> 16, (code >> 8) & 255, code & 255)
-            raise LabelValueError(
-                f"colour {colour} on {int(counts[first])} pixels is no class colour ({len(unknown)} unknown colours); "
-                f"add {list(colour)} to `colors`"
-            )
+            raise LabelValueError(_unknown_colors(unknown))
         table = np.array([wanted[int(code)] for code in values], dtype=self.dtype)
-        mapped: Label = table[inverse].reshape(codes.shape)
+        mapped: Label = np.repeat(table[inverse], lengths).reshape(rgb.shape[:2])
         return mapped
 
     def colorize(self, label: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -165,30 +168,68 @@ class LabelSpace(Spec):
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _lookup(self) -> tuple[Label, npt.NDArray[np.bool_]]:
-        size = max((*self.raw_values, *(self.void_values or ()))) + 1
+    def _lookup(self) -> tuple[int, Label, npt.NDArray[np.bool_]]:
+        """The raw id of the tables' first entry (0, or below where ids are negative), indices, and which are known."""
+        ids = (*self.raw_values, *(self.void_values or ()))
+        first = min(0, *ids)
+        size = max(ids) + 1 - first
         table = np.full(size, self.void, self.dtype)
         known = np.zeros(size, bool)
-        known[list(self.raw_values)] = True
-        known[list(self.void_values or ())] = True
-        table[list(self.raw_values)] = np.arange(self.num_classes, dtype=self.dtype)
-        return table, known
+        known[np.array(ids) - first] = True
+        table[np.array(self.raw_values) - first] = np.arange(self.num_classes, dtype=self.dtype)
+        return first, table, known
 
-    def _refuse(self, raw: npt.NDArray[Any], unknown: set[int]) -> None:
-        counts = {value: int(np.count_nonzero(raw == value)) for value in sorted(unknown)}
-        listed = ", ".join(f"value {value} on {count} pixels" for value, count in list(counts.items())[:5])
-        more = f" and {len(counts) - 5} more values" if len(counts) > 5 else ""
-        remedy = f"add `void_values = {sorted({*(self.void_values or ()), *unknown})[:8]}` if it means void"
-        if unknown == {255} and self.num_classes == 2:
-            remedy = "this looks like a 0/255 mask: add `raw_values = [0, 255]`"
+    def _refuse(self, raw: npt.NDArray[Any]) -> NoReturn:
+        """Name every value of `raw` that is neither a class nor void.
+
+        Raises:
+            LabelValueError: always.
+        """
+        void = self.void_values or ()
+        values, counts = np.unique(raw, return_counts=True)
+        known = {*self.raw_values, *void}
+        unknown = {int(v): int(n) for v, n in zip(values, counts, strict=True) if int(v) not in known}
+        listed = ", ".join(f"value {value} on {count} pixels" for value, count in list(unknown.items())[:MAX_LISTED])
+        more = f" and {len(unknown) - MAX_LISTED} more values" if len(unknown) > MAX_LISTED else ""
         raise LabelValueError(
-            f"{listed}{more} outside the class list (raw ids {_ranges(self.raw_values)}, "
-            f"void {list(self.void_values or ())}); {remedy}, else name its class in the class list"
+            f"{listed}{more} outside the class list (raw ids {_ranges(self.raw_values)}, void {list(void)}); "
+            f"{self._remedy(set(unknown))}"
         )
+
+    def _remedy(self, unknown: set[int]) -> str:
+        """The line that makes a label with these unknown values fit."""
+        if unknown == {255} and self.num_classes == 2:
+            return "this looks like a 0/255 mask: add `raw_values = [0, 255]`"
+        if len(unknown) > MAX_LISTED:
+            return "is this the right class list, and is the file a label?"
+        values = sorted({*(self.void_values or ()), *unknown})
+        return f"add `void_values = {values}` if it means void, else name its class in the class list"
 
 
 def _void_of(num_classes: int) -> int:
     return 255 if num_classes <= MAX_BYTE_CLASSES else 65535
+
+
+def _color_codes(rgb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+    wide = rgb.astype(np.uint32)
+    codes: npt.NDArray[np.uint32] = np.left_shift(wide[..., 0], 16) | np.left_shift(wide[..., 1], 8) | wide[..., 2]
+    return codes
+
+
+def _unknown_colors(counts: dict[int, int]) -> str:
+    colors = {(code >> 16, (code >> 8) & 255, code & 255): count for code, count in counts.items()}
+    listed = ", ".join(f"colour {color} on {count} pixels" for color, count in list(colors.items())[:MAX_LISTED])
+    if len(colors) > MAX_LISTED:
+        more = len(colors) - MAX_LISTED
+        return f"{listed} and {more} more colours are no class colours; is the file a colour-coded label, not resized?"
+    lines = ", ".join(str(list(color)) for color in colors)
+    return f"{listed}: no class colour; add {lines} to `colors`, with a name for each in the class list"
+
+
+def _runs(flat: npt.NDArray[D]) -> tuple[npt.NDArray[D], npt.NDArray[np.int64]]:
+    """Value and length of every run of equal values."""
+    starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1]))) if flat.size else np.empty(0, np.int64)
+    return flat[starts], np.diff(np.append(starts, flat.size))
 
 
 def _ranges(values: Sequence[int]) -> str:
@@ -212,11 +253,9 @@ def encode_label(label: npt.NDArray[Any]) -> bytes:
     """
     if label.ndim != 2 or label.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"a label is a (H, W) uint8 or uint16 array, found {label.shape} {label.dtype}")
-    flat = np.ascontiguousarray(label).reshape(-1)
-    starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1]))) if flat.size else np.empty(0, np.int64)
-    lengths = np.diff(np.append(starts, flat.size)).astype("<u4")
-    values = flat[starts].astype(flat.dtype.newbyteorder("<"))
-    planes = lengths.view(np.uint8).reshape(-1, 4).T  # byte planes: the high bytes are nearly all zero
+    found, lengths = _runs(np.ascontiguousarray(label).reshape(-1))
+    values = found.astype(found.dtype.newbyteorder("<"))
+    planes = lengths.astype("<u4").view(np.uint8).reshape(-1, 4).T  # byte planes: the high bytes are nearly all zero
     body = values.tobytes() + np.ascontiguousarray(planes).tobytes()
     header = _HEADER.pack(_MAGIC, label.dtype.itemsize, *label.shape)
     return header + zstandard.ZstdCompressor(level=3, write_checksum=True).compress(body)
@@ -232,7 +271,10 @@ def decode_label(data: bytes) -> Label:
         magic, itemsize, height, width = _HEADER.unpack_from(data)
         if magic != _MAGIC or itemsize not in (1, 2):
             raise ValueError("no label code")
-        body = zstandard.ZstdDecompressor().decompress(data[_HEADER.size :], max_output_size=height * width * 6 + 64)
+        largest = height * width * (itemsize + 4)
+        if zstandard.frame_content_size(data[_HEADER.size :]) > largest:  # would be reserved before it is read
+            raise ValueError("more runs than pixels")
+        body = zstandard.ZstdDecompressor().decompress(data[_HEADER.size :], max_output_size=largest)
     except (struct.error, zstandard.ZstdError, ValueError) as error:
         raise ValueError(f"damaged label code of {len(data)} bytes: {error}") from error
     runs = len(body) // (itemsize + 4)
@@ -261,21 +303,31 @@ def read_label_image(data: bytes) -> npt.NDArray[Any]:
     """Raw content of a label image: (H, W) ids of an index, palette, 1-bit or 16-bit image, or (H, W, 3) uint8 RGB.
 
     Raises:
-        ValueError: the bytes are no readable image.
+        ValueError: the bytes are no readable image, or of a kind that cannot hold ids (CMYK, float).
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode in ("RGB", "RGBA"):
-                return np.asarray(image.convert("RGB"))
-            if image.mode == "1":
-                return np.asarray(image, dtype=np.uint8)
-            if image.mode == "LA":
-                return np.asarray(image.getchannel(0))
-            return np.asarray(image)
+        with quiet_pillow(), Image.open(io.BytesIO(data)) as image:
+            return _raw_values(image)
     except UnidentifiedImageError as error:
         raise ValueError("label is not an image") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"label {bomb_reason(error)}") from error
+    except MemoryError:
+        raise  # says something about the machine, not about the label
+    except Exception as error:  # on hostile bytes decoders raise anything
         raise ValueError(f"label cannot be read: {error}") from error
+
+
+def _raw_values(image: Image.Image) -> npt.NDArray[Any]:
+    if image.mode in ("RGB", "RGBA"):
+        return np.asarray(image.convert("RGB"))
+    if image.mode == "1":
+        return np.asarray(image, dtype=np.uint8)
+    if image.mode in ("LA", "PA"):
+        return np.asarray(image.getchannel(0))
+    if image.mode in ("L", "P", "I") or image.mode.startswith("I;16"):
+        return np.asarray(image)
+    raise ValueError(f"colour mode {image.mode} holds no class ids; save it as an index, palette or RGB PNG")
 
 
 def label_png(label: npt.NDArray[Any], space: LabelSpace) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from types import TracebackType
 from typing import Self, TextIO
 
-BAR_WIDTH = 30
+BAR_WIDTH, MIN_BAR_WIDTH = 30, 8
 TERMINAL_INTERVAL_S = 0.2
 LOG_INTERVAL_S = 15.0
 
@@ -63,11 +64,19 @@ class Progress:
     def _show(self) -> None:
         self._shown = time.monotonic()
         if self._terminal:
-            filled = round(BAR_WIDTH * (self.done / self.total if self.total else 1.0))
-            self._stream.write(f"\r[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {self.line()}\x1b[K")
+            self._stream.write(f"\r{self._bar()}\x1b[K")
         else:
             self._stream.write(self.line() + "\n")
         self._stream.flush()
+
+    def _bar(self) -> str:
+        """Bar and line, never wider than the terminal: a line that wraps cannot be drawn over."""
+        columns, line = shutil.get_terminal_size().columns - 1, self.line()
+        width = min(BAR_WIDTH, columns - len(line) - len("[] "))
+        if width < MIN_BAR_WIDTH:
+            return line[:columns]
+        filled = min(width, round(width * (self.done / self.total if self.total else 1.0)))
+        return f"[{'#' * filled}{'.' * (width - filled)}] {line}"
 
 
 def _duration(seconds: float) -> str:

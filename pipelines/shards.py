@@ -9,18 +9,22 @@ from __future__ import annotations
 import logging
 import pickle
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from pydantic import Field
+from ray.data.exceptions import ExecutionTimeoutError, SystemException
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 
 from pipelines.progress import Progress
 from pipelines.schema import Receipt
 from seg_models.spec import Spec
 
 BLOCK_BYTES = 1024**2
+MAX_ATTEMPTS = 5  # preemption may end a worker a few times; a shard that ends every worker is poison
 
 
 class ComputeSpec(Spec):
@@ -32,6 +36,10 @@ class ComputeSpec(Spec):
     """CPUs of each actor; ignored when `gpus` is given."""
     gpus: float = Field(0.0, ge=0)
     """GPUs of each actor, fractions allowed."""
+    stall_limit_s: float = Field(21_600, gt=0)
+    """Stop with an error when no shard has finished for this many seconds."""
+    wait_s: float = Field(0.0, ge=0)
+    """Seconds to wait for a cluster that grows by itself to have room for the job."""
     address: str | None = None
     """Ray cluster to run on; default: RAY_ADDRESS, else a local Ray for this job."""
 
@@ -111,11 +119,12 @@ def run_shards(
     stats = RunStats(actors=num_actors(compute, num_tasks=len(tasks)))
     if not tasks:
         return stats
+    assert len({task.key for task in tasks}) == len(tasks), "keys of tasks are unique"
     start = time.monotonic()
     units = {task.key: task.num_units for task in tasks}
     seen: set[str] = set()
     with Progress(total=sum(units.values()), unit=unit, label=label) as progress:
-        for row in _stream(worker, tasks, worker_args, compute, stats.actors):
+        for row in _stream(worker, tasks, worker_args, compute, stats.actors, label):
             key, outcome = pickle.loads(row)
             if isinstance(outcome, _Failure):
                 raise ShardError(f"{label}: shard {key}: {outcome.text}")
@@ -145,28 +154,40 @@ def num_actors(compute: ComputeSpec, *, num_tasks: int) -> int:
 
 
 def _stream(
-    worker: type, tasks: Sequence[ShardTask], worker_args: dict[str, Any], compute: ComputeSpec, actors: int
-) -> Any:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # Ray Data reserves object store for blocks of this size; ours hold addresses and receipts.
-    context.target_max_block_size = BLOCK_BYTES
-    for name in ("ray.data", "ray.data._internal.progress"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    worker: type, tasks: Sequence[ShardTask], worker_args: dict[str, Any], compute: ComputeSpec, actors: int, label: str
+) -> Iterator[bytes]:
+    _configure(compute)
+    run = uuid.uuid4().hex
     rows = [{"task": pickle.dumps((task.key, task.payload))} for task in tasks]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     # With GPUs only num_gpus is given: Ray calls the combination experimental.
     resources = {"num_gpus": compute.gpus} if compute.gpus > 0 else {"num_cpus": compute.cpus}
     results = dataset.map_batches(
         _Actor,
-        fn_constructor_args=(worker, worker_args),
+        fn_constructor_args=(worker, worker_args, run, MAX_ATTEMPTS),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=2),
         **resources,
     )
-    for batch in results.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0):
-        yield from batch["result"]
+    try:
+        for batch in results.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0):
+            yield from batch["result"]
+    except (ray.exceptions.RayError, ExecutionTimeoutError, SystemException) as error:
+        raise ShardError(f"{label}: Ray stopped the work: {_first_line(error)}") from error
+    finally:
+        _internal_kv_del(f"{run}/", del_by_prefix=True)
+
+
+def _configure(compute: ComputeSpec) -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Ray Data reserves object store for blocks of this size; ours hold addresses and receipts.
+    context.target_max_block_size = BLOCK_BYTES
+    # Its half an hour is less than a shard of a large ensemble takes.
+    context.execution_no_progress_timeout_s = compute.stall_limit_s
+    for name in ("ray.data", "ray.data._internal.progress"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -177,7 +198,8 @@ class _Failure:
 class _Actor:
     """Adapts a worker to Ray Data: bytes in, bytes out, an exception becomes a result the driver can show."""
 
-    def __init__(self, worker: type, worker_args: dict[str, Any]) -> None:
+    def __init__(self, worker: type, worker_args: dict[str, Any], run: str, max_attempts: int) -> None:
+        self._run_id, self._max_attempts = run, max_attempts
         self._failure: _Failure | None = None
         try:
             self._worker = worker(**worker_args)
@@ -188,16 +210,33 @@ class _Actor:
         results = []
         for data in batch["task"]:
             key, payload = pickle.loads(data)
-            results.append(pickle.dumps((key, self._run(payload))))
+            results.append(pickle.dumps((key, self._run(key, payload))))
         return {"result": results}
 
-    def _run(self, payload: Any) -> Any:
+    def _run(self, key: str, payload: Any) -> Any:
         if self._failure is not None:
             return self._failure
+        if _attempt(f"{self._run_id}/{key}") > self._max_attempts:
+            times = self._max_attempts
+            return _Failure(f"its worker died {times} times over it (out of memory, or a crash in native code)")
         try:
             return self._worker(payload)
         except Exception as error:
             return _Failure(_text(error))
+
+
+def _attempt(name: str) -> int:
+    """Count this attempt in Ray's key-value store; Ray itself repeats the task of a dead actor without end."""
+    number = 1
+    while _internal_kv_put(f"{name}/{number}", b"", overwrite=False):  # true where the key is there already
+        number += 1
+    return number
+
+
+def _first_line(error: Exception) -> str:
+    cause = getattr(error, "cause", None) or error.__cause__
+    text = str(cause if isinstance(cause, Exception) else error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _text(error: Exception) -> str:

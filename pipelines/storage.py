@@ -12,6 +12,8 @@ import posixpath
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -19,10 +21,15 @@ from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow.fs
+from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
 from seg_models.spec import did_you_mean
 
 REMOTE_SCHEMES = ("s3",)
+
+
+class StorageError(OSError):
+    """An object store that cannot be reached or does not let us in."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,13 @@ def normalise(uri: str | Path) -> str:
     """Absolute local path (relative ones start at the current folder, `~` is the home), or the address unchanged.
 
     Raises:
-        ValueError: a scheme that is not supported.
+        ValueError: a scheme that is not supported, or an address without a bucket.
     """
     text = str(uri)
     scheme = urlsplit(text).scheme if "://" in text else ""
     if scheme in REMOTE_SCHEMES:
+        if not urlsplit(text).netloc:
+            raise ValueError(f"{text}: no bucket; write s3://bucket/prefix")
         return text.rstrip("/")
     if scheme == "file":
         text = text.removeprefix("file://")
@@ -71,12 +80,22 @@ def _endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
-def _filesystem(uri: str) -> tuple[Any, str]:
+@contextmanager
+def _filesystem(uri: str) -> Iterator[tuple[Any, str]]:
+    """The fsspec filesystem of a place and its path there.
+
+    Raises:
+        StorageError: no credentials, or nothing answers at the endpoint (botocore's errors are no OSError).
+    """
     if not is_remote(uri):
-        return fsspec.filesystem("file"), normalise(uri)
+        yield fsspec.filesystem("file"), normalise(uri)
+        return
     options = {"endpoint_url": _endpoint()} if _endpoint() else {}
-    # Listings must show what others wrote a moment ago.
-    return fsspec.filesystem("s3", use_listings_cache=False, **options), uri.removeprefix("s3://")
+    try:
+        # Listings must show what others wrote a moment ago.
+        yield fsspec.filesystem("s3", use_listings_cache=False, **options), uri.removeprefix("s3://")
+    except BotoCoreError as error:
+        raise StorageError(f"{uri}: {error}; check the bucket name and the AWS_* variables") from error
 
 
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -114,8 +133,8 @@ def read_bytes(uri: str) -> bytes:
     try:
         if not is_remote(uri):
             return Path(normalise(uri)).read_bytes()
-        filesystem, path = _filesystem(uri)
-        return bytes(filesystem.cat_file(path))
+        with _filesystem(uri) as (filesystem, path):
+            return bytes(filesystem.cat_file(path))
     except FileNotFoundError as error:
         raise ValueError(f"{uri}: no such file") from error
 
@@ -126,26 +145,26 @@ def read_range(uri: str, *, offset: int, size_bytes: int) -> bytes:
         with open(normalise(uri), "rb") as file:
             file.seek(offset)
             return file.read(size_bytes)
-    filesystem, path = _filesystem(uri)
-    return bytes(filesystem.cat_file(path, start=offset, end=offset + size_bytes))
+    with _filesystem(uri) as (filesystem, path):
+        return bytes(filesystem.cat_file(path, start=offset, end=offset + size_bytes))
 
 
 def open_input(uri: str) -> IO[bytes]:
     """A file opened for reading."""
-    filesystem, path = _filesystem(uri)
-    opened: IO[bytes] = filesystem.open(path, "rb")
+    with _filesystem(uri) as (filesystem, path):
+        opened: IO[bytes] = filesystem.open(path, "rb")
     return opened
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file so that readers see all of it or nothing."""
     if is_remote(uri):
-        filesystem, path = _filesystem(uri)
-        filesystem.pipe_file(path, data)
+        with _filesystem(uri) as (filesystem, path):
+            filesystem.pipe_file(path, data)
         return
     target = Path(normalise(uri))
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    scratch = target.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with scratch.open("wb") as file:
             file.write(data)
@@ -163,14 +182,14 @@ def write_text(uri: str, text: str) -> None:
 
 def exists(uri: str) -> bool:
     """Whether there is a file or folder."""
-    filesystem, path = _filesystem(uri)
-    return bool(filesystem.exists(path))
+    with _filesystem(uri) as (filesystem, path):
+        return bool(filesystem.exists(path))
 
 
 def is_dir(uri: str) -> bool:
     """Whether there is a folder (in an object store: any key below the prefix)."""
-    filesystem, path = _filesystem(uri)
-    return bool(filesystem.isdir(path))
+    with _filesystem(uri) as (filesystem, path):
+        return bool(filesystem.isdir(path))
 
 
 def make_dirs(uri: str) -> None:
@@ -181,26 +200,26 @@ def make_dirs(uri: str) -> None:
 
 def delete(uri: str) -> None:
     """Remove a file or a folder with everything in it; nothing happens where there is none."""
-    filesystem, path = _filesystem(uri)
-    if filesystem.exists(path):
-        filesystem.rm(path, recursive=True)
+    with _filesystem(uri) as (filesystem, path):
+        if filesystem.exists(path):
+            filesystem.rm(path, recursive=True)
 
 
 def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
     """The files below a folder, sorted by relative path. Names that are no UTF-8 survive (surrogateescape).
 
+    Links to folders are followed, but not round in circles.
+
     Raises:
-        ValueError: no such folder; the message names the nearest one beside it.
+        ValueError: no such folder (the message names the nearest one beside it), or one that cannot be listed.
     """
     require_dir(uri)
     if is_remote(uri):
         return _list_remote(uri, recursive=recursive)
     root = normalise(uri)
     found = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders.sort()
-        if not recursive:
-            subfolders.clear()
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse_folder):
+        subfolders[:] = sorted(name for name in subfolders if recursive and not _is_circle(root, folder, name))
         for name in names:
             path = os.path.join(folder, name)
             if os.path.isfile(path):
@@ -208,9 +227,23 @@ def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
     return sorted(found, key=lambda file: file.relative)
 
 
+def _refuse_folder(error: OSError) -> None:
+    raise ValueError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+
+
+def _is_circle(root: str, folder: str, name: str) -> bool:
+    """Whether a subfolder is a link to a folder that it lies in, or that the walk from `root` came through."""
+    link = os.path.join(folder, name)
+    if not os.path.islink(link):
+        return False
+    target, here = Path(link).resolve(), Path(folder)
+    walked = (above.resolve() for above in (here, *here.parents) if above.is_relative_to(root))
+    return here.resolve().is_relative_to(target) or target in walked
+
+
 def _list_remote(uri: str, *, recursive: bool) -> list[FileInfo]:
-    filesystem, path = _filesystem(uri)
-    entries = filesystem.find(path, detail=True, maxdepth=None if recursive else 1)
+    with _filesystem(uri) as (filesystem, path):
+        entries = filesystem.find(path, detail=True, maxdepth=None if recursive else 1)
     files = [
         FileInfo(f"s3://{name}", name.removeprefix(path).lstrip("/"), int(entry["size"]))
         for name, entry in entries.items()
@@ -223,8 +256,8 @@ def list_dirs(uri: str) -> list[str]:
     """Names of the folders directly below a folder, sorted."""
     if not is_remote(uri):
         return sorted(entry.name for entry in os.scandir(normalise(uri)) if entry.is_dir())
-    filesystem, path = _filesystem(uri)
-    entries = filesystem.ls(path, detail=True)
+    with _filesystem(uri) as (filesystem, path):
+        entries = filesystem.ls(path, detail=True)
     return sorted(posixpath.basename(entry["name"]) for entry in entries if entry["type"] == "directory")
 
 
@@ -257,7 +290,7 @@ def check_writable(uri: str) -> None:
         write_bytes(probe, b"segray")
         delete(probe)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or str(error.__cause__ or error)
         remedy = "check the bucket name and the AWS_* variables" if is_remote(uri) else "choose another folder"
         raise ValueError(f"{uri}: cannot be written ({reason}); {remedy}") from error
 
@@ -265,15 +298,19 @@ def check_writable(uri: str) -> None:
 def local_copy(uri: str) -> Path:
     """A local path with the content of a file or folder: itself on local disk, else a copy in a cache.
 
-    The cache key holds names and sizes, so a changed object gets a new copy.
+    The cache key holds names, sizes and the store's content tags, so a changed object gets a new copy.
+
+    Raises:
+        ValueError: there is nothing at this place.
     """
     if not is_remote(uri):
         return Path(normalise(uri))
-    files = list_files(uri) if is_dir(uri) else [FileInfo(uri, posixpath.basename(uri), len(read_bytes(uri)))]
-    listing = "\n".join(f"{file.relative} {file.size_bytes}" for file in files)
+    folder = is_dir(uri)
+    files = list_files(uri) if folder else [FileInfo(uri, posixpath.basename(uri), 0)]
+    listing = "\n".join(f"{file.relative} {_content_tag(file.uri)}" for file in files)
     key = hashlib.sha256(f"{_endpoint()}\n{uri}\n{listing}".encode()).hexdigest()[:24]
     cache = Path(os.environ.get("SEGRAY_CACHE", Path.home() / ".cache" / "segray")) / key
-    target = cache if is_dir(uri) else cache / posixpath.basename(uri)
+    target = cache if folder else cache / posixpath.basename(uri)
     if cache.is_dir():
         return target
     cache.parent.mkdir(parents=True, exist_ok=True)
@@ -287,6 +324,16 @@ def local_copy(uri: str) -> Path:
     except OSError:  # another process was faster
         shutil.rmtree(scratch)
     return target
+
+
+def _content_tag(uri: str) -> str:
+    """Size and content tag (ETag) of an object: another content has another tag."""
+    try:
+        with _filesystem(uri) as (filesystem, path):
+            entry = filesystem.info(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{uri}: no such file") from error
+    return f"{entry['size']} {entry.get('ETag', '')}"
 
 
 def upload_dir(folder: Path, uri: str) -> None:

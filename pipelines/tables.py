@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import posixpath
 import re
 import time
 import uuid
@@ -26,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction
 from pydantic import Field
 
@@ -35,7 +36,7 @@ from pipelines.labels import LabelSpace
 from pipelines.schema import Receipt, ShardKey
 from seg_models.spec import Spec, did_you_mean
 
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 CHECKPOINT_EVERY = 100  # commits between Delta log checkpoints
 
 
@@ -84,7 +85,7 @@ def check_name(name: str, *, what: str) -> str:
     Raises:
         ValueError: it cannot.
     """
-    if not NAME.match(name):
+    if not NAME.fullmatch(name):
         raise ValueError(f"{what} {name!r}: use letters, digits, '.', '_' and '-', beginning with a letter or digit")
     return name
 
@@ -111,6 +112,7 @@ class Table:
     def __init__(self, uri: str, delta: DeltaTable) -> None:
         self.uri = uri
         self._delta = delta
+        self._listed: tuple[int, list[ShardFile]] | None = None
         metadata = delta.metadata()
         self._app_id = str(metadata.id)
         self.info: dict[str, Any] = json.loads(metadata.description or "{}")
@@ -144,12 +146,15 @@ class Table:
         """Open an existing table at its newest version.
 
         Raises:
-            ValueError: there is none.
+            ValueError: there is none, or its log is damaged.
         """
         try:
             return cls(uri, DeltaTable(uri, storage_options=storage.delta_options(uri) or None))
         except TableNotFoundError as error:
             raise ValueError(f"{uri}: no table here") from error
+        except DeltaError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{uri}: the table's log (_delta_log) cannot be read ({reason})") from error
 
     @property
     def version(self) -> int:
@@ -167,12 +172,17 @@ class Table:
         Raises:
             RuntimeError: a shard is committed twice (the table was written by something else).
         """
+        if self._listed is None or self._listed[0] != self.version:
+            self._listed = (self.version, self._list())
+        return [file for file in self._listed[1] if split is None or file.key.split == split]
+
+    def _list(self) -> list[ShardFile]:
         actions = pa.table(self._delta.get_add_actions(flatten=True)).to_pylist()
         found = sorted((_shard_file(action) for action in actions), key=lambda file: file.key)
         doubles = [str(key) for key, count in Counter(file.key for file in found).items() if count > 1]
         if doubles:
             raise RuntimeError(f"{self.uri}: shards committed more than once: {', '.join(doubles[:5])}")
-        return [file for file in found if split is None or file.key.split == split]
+        return found
 
     def committed(self) -> set[ShardKey]:
         """Addresses of the committed shards."""
@@ -219,7 +229,7 @@ class Table:
         return len(actions)
 
     def read(self, key: ShardKey, *, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows of a shard in their order, checked against the page checksums.
+        """Rows of a shard in their order, checked against the file's SHA-256.
 
         Raises:
             ValueError: no such shard, or its file is damaged or gone.
@@ -245,13 +255,18 @@ class Table:
 
 
 def read_shard_file(table_uri: str, path: str, *, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of the shard file at `path` below a table, in order, page checksums verified.
+    """Rows of the shard file at `path` below a table, in order.
+
+    The file is named by its SHA-256, which is verified: page checksums alone miss damage in the footer.
 
     Raises:
         ValueError: the file is gone or damaged.
     """
     place = storage.join(table_uri, path)
     data = storage.read_bytes(place)
+    found = hashlib.sha256(data).hexdigest()
+    if found != posixpath.basename(path).removesuffix(".parquet"):
+        raise ValueError(f"{place}: damaged shard file (SHA-256 of its {len(data)} bytes is {found[:12]}…)")
     try:
         return pq.read_table(
             pa.BufferReader(data),
@@ -316,10 +331,9 @@ class Dataset:
     def _reopen(cls, root: str, info: DatasetInfo) -> Dataset:
         found = cls.open(root)
         ours, theirs = info.model_dump(mode="json"), found.info.model_dump(mode="json")
-        differing = [key for key in ours if ours[key] != theirs[key]]
+        differing = differing_keys(ours, theirs)
         if differing:
-            inner = [k for k in ours["source"] if ours["source"].get(k) != theirs["source"].get(k)]
-            what = ", ".join(f"source.{key}" for key in inner) if differing == ["source"] else ", ".join(differing)
+            what = "; ".join(differing[:4])
             raise ValueError(f"{root}: another dataset is here already, it differs in {what}; choose another folder")
         return found
 

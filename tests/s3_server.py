@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
@@ -12,20 +13,25 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 KEY, SECRET, BUCKET = "segray-test", "segray-secret", "segray-bucket"
 
 
-def free_port() -> int:
-    """A port whose gRPC neighbour (port + 10000) is free too."""
-    while True:
-        with socket.socket() as first:
+def free_ports(count: int) -> list[int]:
+    """Different ports, each free together with its gRPC neighbour (port + 10000)."""
+    ports: list[int] = []
+    with contextlib.ExitStack() as held:  # held until all are found, so that none is found twice
+        while len(ports) < count:
+            first, second = (held.enter_context(socket.socket()) for _ in range(2))
             first.bind(("127.0.0.1", 0))
             port = int(first.getsockname()[1])
-        if port < 50_000:
-            return port
+            with contextlib.suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", port + 10_000))
+                ports.append(port)
+    return ports
 
 
 def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
@@ -36,18 +42,28 @@ def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     credentials = [{"accessKey": KEY, "secretKey": SECRET}]
     identities = {"identities": [{"name": "test", "credentials": credentials, "actions": actions}]}
     (folder / "identities.json").write_text(json.dumps(identities))
-    master, volume, filer, s3 = (free_port() for _ in range(4))
+    master, volume, filer, s3 = free_ports(4)
     command = [weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}"]
     command += [f"-master.port={master}", f"-volume.port={volume}", "-volume.max=20", "-master.volumeSizeLimitMB=64"]
     command += ["-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}", f"-s3.config={folder / 'identities.json'}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     endpoint = f"http://127.0.0.1:{s3}"
     deadline = time.monotonic() + 60
-    while not _answers(endpoint):
-        assert process.poll() is None, "the S3 server ended at its start"
-        assert time.monotonic() < deadline, "the S3 server does not answer"
-        time.sleep(0.3)
+    try:
+        while not _answers(endpoint):
+            assert process.poll() is None, "the S3 server ended at its start"
+            assert time.monotonic() < deadline, "the S3 server does not answer"
+            time.sleep(0.3)
+    except BaseException:
+        stop(process)
+        raise
     return process, endpoint
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server."""
+    process.kill()
+    process.wait(timeout=20)
 
 
 def _answers(endpoint: str) -> bool:
@@ -71,17 +87,22 @@ def s3_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
-    filesystem = s3fs.S3FileSystem(endpoint_url=endpoint)
+    try:
+        _make_bucket(s3fs.S3FileSystem(endpoint_url=endpoint))
+        yield f"s3://{BUCKET}"
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        stop(process)
+
+
+def _make_bucket(filesystem: Any) -> None:
+    """Make the bucket and wait until it takes objects: the server answers before its volumes are ready."""
     deadline = time.monotonic() + 60
     while True:
         try:
             filesystem.mkdir(BUCKET)
             filesystem.pipe_file(f"{BUCKET}/ready", b"x")
-            break
+            return
         except OSError:
             assert time.monotonic() < deadline, "the S3 server takes no objects"
             time.sleep(0.5)
-    yield f"s3://{BUCKET}"
-    s3fs.S3FileSystem.clear_instance_cache()
-    process.kill()
-    process.wait(timeout=20)

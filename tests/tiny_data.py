@@ -21,7 +21,7 @@ COLORS = ((20, 20, 30), (220, 40, 40), (40, 200, 60))
 
 
 def write_dataset(
-    root: Path,
+    root: Path | str,
     *,
     shard_sizes: Sequence[int] = (5, 4, 3),
     split: str = "train",

@@ -68,9 +68,11 @@ def launch(plan: TrainPlan, allocation: Allocation, *, name: str, max_failures: 
             if failure is None:
                 raise RuntimeError(_reason(error, plan, allocation, max_failures=max_failures)) from error
             figures = {"failure": failure}
+        except SystemExit as ended:  # Ray's answer to Ctrl-C, with exit code 0
+            raise KeyboardInterrupt from ended
         finally:
             forget_failure(plan.run, attempt)
-    if figures is None:  # Ray ends an interrupted run without an error
+    if figures is None:  # stopped from outside, which Ray does not call an error
         raise KeyboardInterrupt
     if "failure" in figures:
         raise ValueError(figures["failure"])

@@ -38,6 +38,9 @@ def check_job(job: TrainJob) -> TrainWork:
     run_uri = storage.join(storage.normalise(job.output), job.name)
     index = build_index([part_of(data) for data in job.data])
     class_weights(job.recipe, index.label_space)
+    for summary in index.parts:
+        if summary.num_missing_shards:
+            print(f"{summary.part}: {summary.num_missing_shards} shards have no labels yet and are left out")
     _check_validation(job, index)
     workers = usable_workers(job.workers, recipe=job.recipe, accumulate=job.accumulate)
     if workers < job.workers:

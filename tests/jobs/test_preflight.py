@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from jobs import preflight
-from jobs.specs import EvaluateJob, TrainData, TrainJob
+from jobs.specs import TrainData, TrainJob
+from jobs.training.resources import Node
 from pipelines.shards import ComputeSpec
 
-CLUSTER = {"CPU": 4.0, "GPU": 1.0}
+CLUSTER = (Node(cpus=3), Node(cpus=1, gpus=1))
 
 
 def training(**changes: Any) -> TrainJob:
@@ -19,47 +20,61 @@ def training(**changes: Any) -> TrainJob:
     return TrainJob(**settings)
 
 
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    resources = dict(CLUSTER)
-    monkeypatch.setattr("jobs.preflight.ray.cluster_resources", lambda: resources)
-    return resources
-
-
 @pytest.mark.parametrize(
     ("job", "message"),
     [
-        (training(compute=ComputeSpec(actors=3, gpus=0.5)), "compute.gpus: 3 actors x 0.5 GPUs do not fit"),
-        (training(compute=ComputeSpec(actors=5)), "compute.actors: 5 actors x 1 CPUs do not fit"),
-        (training(device="cuda", workers=2), "workers: 2 GPU workers do not fit the cluster, which has 1 GPUs"),
-        (training(device="cpu", workers=8), "workers: 8 workers do not fit the cluster, which has 4 CPUs"),
+        (
+            training(compute=ComputeSpec(actors=3, gpus=0.5)),
+            "compute.gpus: 3 actors x 0.5 GPUs do not fit, there is room for 2; "
+            "the cluster has nodes with 1 x 3 CPUs, 1 x 1 CPUs and 1 GPUs",
+        ),
+        (training(compute=ComputeSpec(actors=5)), "compute.actors: 5 actors x 1 CPUs do not fit, there is room for 4"),
+        (training(compute=ComputeSpec(actors=2, cpus=2)), "2 actors x 2 CPUs do not fit, there is room for 1"),
+        (training(device="cuda", workers=2), "workers: 2 workers x 1 GPU do not fit"),
+        (training(device="cpu", workers=8), "workers: 8 workers do not fit, each needs a CPU"),
     ],
 )
-def test_what_does_not_fit_the_cluster_is_named(cluster: dict[str, float], job: TrainJob, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        preflight.check_fits(job)
+def test_what_does_not_fit_the_cluster_is_named_with_the_figures(job: TrainJob, message: str) -> None:
+    problem = preflight.problem_of(job, CLUSTER)
+    assert problem is not None
+    assert message in problem
 
 
-def test_a_gpu_that_is_not_there_is_named(cluster: dict[str, float]) -> None:
-    cluster["GPU"] = 0.0
-    with pytest.raises(ValueError, match="device: 'cuda' asked for, the cluster has no GPU"):
-        preflight.check_fits(training(device="cuda"))
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    problem = preflight.problem_of(training(device="cuda"), [Node(cpus=4)])
+    assert problem is not None
+    assert problem.startswith("device: 'cuda' asked for, the cluster has no GPU")
 
 
-def test_a_job_that_fits_passes(cluster: dict[str, float]) -> None:
-    preflight.check_fits(training(device="cpu", workers=2, compute=ComputeSpec(actors=2)))
+def test_a_job_that_fits_passes() -> None:
+    assert preflight.problem_of(training(device="cpu", workers=2, compute=ComputeSpec(actors=2)), CLUSTER) is None
 
 
-def test_places_are_absolute_and_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    job = EvaluateJob(checkpoint="s3://b/c", dataset="d", output="d")
-    assert preflight.places(job) == [str(tmp_path / "d"), "s3://b/c"]
+def ray_nodes(*cpus: float) -> list[dict[str, Any]]:
+    return [{"Alive": True, "Resources": {"CPU": count}} for count in cpus]
+
+
+def test_a_cluster_that_grows_is_asked_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, asked = [ray_nodes(1), ray_nodes(1), ray_nodes(1, 4)], list[list[dict[str, float]]]()
+    monkeypatch.setattr("jobs.preflight.ray.nodes", lambda: sizes.pop(0))
+    monkeypatch.setattr(preflight, "_ask_for", asked.append)
+    monkeypatch.setattr(preflight, "POLL_S", 0.0)
+    preflight.wait_until_fits(training(workers=2, device="cpu", compute=ComputeSpec(cpus=2, wait_s=60)))
+    assert sizes == []
+    assert asked == [[{"CPU": 2.0}, {"CPU": 1.0}, {"CPU": 1.0}], []]
+
+
+def test_a_cluster_that_does_not_grow_is_left_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.preflight.ray.nodes", lambda: ray_nodes(1))
+    monkeypatch.setattr(preflight, "_ask_for", lambda wanted: pytest.fail("nobody asked for waiting"))
+    with pytest.raises(ValueError, match=r"compute\.actors: 1 actors x 2 CPUs do not fit"):
+        preflight.wait_until_fits(training(compute=ComputeSpec(cpus=2)))
 
 
 def test_a_node_that_does_not_see_a_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Alive": True, "NodeID": f"{i}" * 8, "NodeManagerAddress": f"10.0.0.{i}"} for i in range(2)]
     monkeypatch.setattr("jobs.preflight.ray.nodes", lambda: nodes)
-    monkeypatch.setattr(preflight, "_missing", FarNode("11111111"))
+    monkeypatch.setattr(preflight, "_unseen", FarNode("11111111"))
     monkeypatch.setattr(preflight, "NodeAffinitySchedulingStrategy", lambda node_id, soft: node_id)
     monkeypatch.setattr("jobs.preflight.ray.get", lambda answer, timeout: answer)
     with pytest.raises(ValueError, match=r"node 10\.0\.0\.1 11111111 does not see this folder; .*s3://"):
@@ -67,8 +82,16 @@ def test_a_node_that_does_not_see_a_folder_is_named(tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_written_is_known_by_its_names(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    assert preflight.find_unseen([preflight.Probe(str(tmp_path), names=("a.png",))]) == []
+    assert preflight.find_unseen([preflight.Probe(str(tmp_path), names=("b.png",))]) == [str(tmp_path)]
+    gone = str(tmp_path / "gone")
+    assert preflight.find_unseen([preflight.Probe(gone, names=()), preflight.Probe(gone, "nonce")]) == [gone, gone]
+
+
 class FarNode:
-    """Stands for the remote task: one node has no file of ours."""
+    """Stands for the remote task: one node sees none of our files."""
 
     def __init__(self, blind: str, node: str = "") -> None:
         self.blind, self.node = blind, node
@@ -76,5 +99,5 @@ class FarNode:
     def options(self, *, scheduling_strategy: str) -> FarNode:
         return FarNode(self.blind, scheduling_strategy)
 
-    def remote(self, nonces: list[str]) -> list[str]:
-        return nonces if self.node == self.blind else []
+    def remote(self, probes: list[preflight.Probe]) -> list[str]:
+        return [probe.folder for probe in probes] if self.node == self.blind else []

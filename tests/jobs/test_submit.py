@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -69,6 +71,65 @@ def test_a_cluster_that_does_not_answer_is_an_error(job_file: str, capsys: pytes
 def test_verbs_that_make_no_sense_on_a_cluster_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["submit", "models"]) == 2
     assert "cannot submit 'models'" in capsys.readouterr().err
+
+
+def test_paths_travel_absolute_and_the_same_job_has_the_same_id(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = []
+    for _ in range(2):
+        assert cli.run(["submit", "check", "--dataset", "d", "--address", "http://127.0.0.1:1", "--dry-run"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert json.loads(texts[0].partition("\n")[2])["dataset"] == str(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({}, ("id", False)),
+        ({"id": "RUNNING"}, ("id", True)),
+        ({"id": "PENDING"}, ("id", True)),
+        ({"id": "FAILED"}, ("id-2", False)),
+        ({"id": "SUCCEEDED", "id-2": "STOPPED", "other": "RUNNING"}, ("id-3", False)),
+        ({"id": "FAILED", "id-2": "RUNNING"}, ("id-2", True)),
+    ],
+)
+def test_a_job_that_runs_is_followed_and_one_that_ended_gets_a_new_id(
+    known: dict[str, str], expected: tuple[str, bool]
+) -> None:
+    assert submit.choose_id("id", known) == expected
+
+
+class Cluster:
+    """Stands for Ray's job client: every time it is asked for the log it sends the next of `logs`, from the start."""
+
+    def __init__(self, logs: list[list[str]], states: list[str]) -> None:
+        self.logs, self.states = logs, states
+
+    async def tail_job_logs(self, chosen: str) -> AsyncIterator[str]:
+        for text in self.logs.pop(0):
+            if text == "lost":
+                raise RuntimeError("connection lost")
+            yield text
+
+    def get_job_info(self, chosen: str) -> SimpleNamespace:
+        return SimpleNamespace(status=SimpleNamespace(value=self.states.pop(0)), message="no such module")
+
+
+def test_a_log_that_broke_off_goes_on_where_it_was(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "POLL_S", 0.0)
+    client = Cluster([["one\n", "two\n", "lost"], ["one\ntwo\nthr", "ee\n"]], ["RUNNING", "SUCCEEDED"])
+    assert submit.follow(client, "x") == 0
+    assert capsys.readouterr().out == "one\ntwo\nthree\njob x: succeeded\n"
+
+
+def test_a_job_that_failed_before_its_log_began_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit.follow(Cluster([[]], ["FAILED"]), "x") == 1
+    assert "segray: error: no such module" in capsys.readouterr().err
 
 
 def test_cluster_yaml_fits_rays_own_schema() -> None:

@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -23,9 +23,11 @@ from pipelines.labels import (
     with_background,
 )
 
+patient = settings(deadline=None)  # the machine may be busy
 SHAPES = st.tuples(st.integers(0, 12), st.integers(0, 12))
 
 
+@patient
 @given(hnp.arrays(np.uint8, SHAPES, elements=st.integers(0, 3)))
 def test_byte_labels_survive_the_codec(label: np.ndarray) -> None:
     again = decode_label(encode_label(label))
@@ -34,6 +36,7 @@ def test_byte_labels_survive_the_codec(label: np.ndarray) -> None:
     assert (again == label).all()
 
 
+@patient
 @given(hnp.arrays(np.uint16, SHAPES, elements=st.integers(0, 65535)))
 def test_two_byte_labels_survive_the_codec(label: np.ndarray) -> None:
     again = decode_label(encode_label(label))
@@ -52,17 +55,26 @@ def test_a_truncated_code_is_refused(cut: int) -> None:
         decode_label(data[:cut])
 
 
-def test_every_flipped_bit_is_noticed_or_harmless() -> None:
-    label = np.random.default_rng(0).integers(0, 5, (16, 16)).astype(np.uint8)
-    data = bytearray(encode_label(label))
-    for position in range(13, len(data)):
+@pytest.mark.parametrize(
+    "label", [np.random.default_rng(0).integers(0, 5, (16, 16)).astype(np.uint8), np.zeros((300, 300), np.uint16)]
+)
+def test_every_flipped_bit_is_noticed_or_harmless(label: np.ndarray) -> None:
+    data = encode_label(label)
+    for bit in range(8 * len(data)):
         damaged = bytearray(data)
-        damaged[position] ^= 1 << (position % 8)
+        damaged[bit // 8] ^= 1 << (bit % 8)
         try:
             again = decode_label(bytes(damaged))
         except ValueError:
             continue
-        assert (again == label).all(), f"byte {position} changed the label silently"
+        assert again.dtype == label.dtype, f"bit {bit} changed the type silently"
+        assert np.array_equal(again, label), f"bit {bit} changed the label silently"
+
+
+def test_a_code_that_claims_more_runs_than_pixels_is_refused_before_it_is_unpacked() -> None:
+    small = encode_label(np.zeros((2, 2), np.uint8))
+    with pytest.raises(ValueError, match="more runs than pixels"):
+        decode_label(small[:13] + encode_label(np.random.default_rng(0).integers(0, 9, (64, 64)).astype(np.uint8))[13:])
 
 
 @pytest.mark.parametrize("label", [np.zeros((2, 2), np.int32), np.zeros((2, 2, 3), np.uint8)])
@@ -71,6 +83,7 @@ def test_only_byte_maps_are_encoded(label: np.ndarray) -> None:
         encode_label(label)
 
 
+@patient
 @given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40))
 def test_confidence_is_floored_to_twentieths(values: list[float]) -> None:
     confidence = np.array([values], np.float32)
@@ -96,6 +109,7 @@ def test_raw_values_are_mapped_and_void_values_become_void() -> None:
     assert space.to_index(np.array([[7, 23, 0, 255]])).tolist() == [[0, 1, 255, 255]]
 
 
+@patient
 @given(hnp.arrays(np.uint8, (6, 6), elements=st.integers(0, 9)))
 def test_mapping_equals_the_obvious_loop_or_refuses(raw: np.ndarray) -> None:
     space = LabelSpace(names=("a", "b", "c"), raw_values=(4, 1, 6), void_values=(9, 2))
@@ -120,6 +134,37 @@ def test_a_0_255_mask_gets_its_own_hint() -> None:
         space.to_index(np.array([[0, 255]]))
 
 
+def test_every_unknown_value_is_listed_and_the_line_to_add_is_whole() -> None:
+    raw = np.repeat(np.arange(15), 2).reshape(2, 15)
+    with pytest.raises(LabelValueError) as caught:
+        LabelSpace(names=("a", "b", "c")).to_index(raw)
+    assert all(f"value {value} on 2 pixels" in str(caught.value) for value in range(3, 15))
+    assert f"add `void_values = {[*range(3, 15), 255]}`" in str(caught.value)
+    mended = LabelSpace(names=("a", "b", "c"), void_values=(*range(3, 15), 255))
+    assert set(np.unique(mended.to_index(raw))) == {0, 1, 2, 255}
+
+
+def test_a_photograph_in_place_of_a_label_gets_no_endless_line() -> None:
+    with pytest.raises(LabelValueError, match=r"and 77 more values .*is this the right class list"):
+        LabelSpace(names=("a", "b", "c")).to_index(np.arange(100).reshape(10, 10))
+
+
+@pytest.mark.parametrize(("raw_values", "void_values"), [((0, 5), (-1,)), ((-2, 7), (0, -1)), ((-1, 0), ())])
+def test_negative_raw_ids_can_be_named(raw_values: tuple[int, ...], void_values: tuple[int, ...]) -> None:
+    space = LabelSpace(names=("a", "b"), raw_values=raw_values, void_values=void_values)
+    raw = np.array([[*raw_values, *void_values]], np.int16)
+    assert space.to_index(raw).tolist() == [[0, 1, *(255 for _ in void_values)]]
+
+
+def test_truth_values_count_as_zero_and_one() -> None:
+    assert LabelSpace(names=("a", "b")).to_index(np.array([[True, False]])).tolist() == [[1, 0]]
+
+
+def test_fractions_are_no_class_ids() -> None:
+    with pytest.raises(LabelValueError, match="float32"):
+        LabelSpace(names=("a", "b")).to_index(np.zeros((2, 2), np.float32))
+
+
 def test_negative_values_are_refused() -> None:
     with pytest.raises(LabelValueError, match="value -1 on 1 pixels"):
         LabelSpace(names=("a", "b")).to_index(np.array([[0, -1]]))
@@ -129,8 +174,20 @@ def test_colour_labels_are_mapped_by_colour() -> None:
     space = LabelSpace(names=("a", "b"), colors=((255, 0, 0), (0, 255, 0)))
     rgb = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 0]]], np.uint8)
     assert space.from_rgb(rgb).tolist() == [[0, 1, 255]]
-    with pytest.raises(LabelValueError, match=r"colour \(1, 2, 3\) on 1 pixels"):
-        space.from_rgb(np.array([[[1, 2, 3]]], np.uint8))
+    with pytest.raises(LabelValueError, match=r"colour \(1, 2, 3\) on 2 pixels.*add \[1, 2, 3\] to `colors`"):
+        space.from_rgb(np.array([[[1, 2, 3], [255, 0, 0], [1, 2, 3]]], np.uint8))
+
+
+@patient
+@given(hnp.arrays(np.uint8, SHAPES, elements=st.sampled_from([0, 1, 2, 255])))
+def test_colours_lead_back_to_the_indices_that_were_painted(label: np.ndarray) -> None:
+    space = LabelSpace(names=("a", "b", "c"))
+    assert np.array_equal(space.from_rgb(space.colorize(label)), label)
+
+
+def test_two_classes_of_one_colour_cannot_be_told_apart() -> None:
+    with pytest.raises(LabelValueError, match="same colour"):
+        LabelSpace(names=("a", "b"), colors=((1, 2, 3), (1, 2, 3))).from_rgb(np.zeros((1, 1, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -140,6 +197,7 @@ def test_colour_labels_are_mapped_by_colour() -> None:
         ({"raw_values": (3, 3)}, "names an id twice"),
         ({"void_values": (1,)}, "both a class and void"),
         ({"background": 2}, "is no class index"),
+        ({"raw_values": (0, 1 << 24)}, "outside -32768..16777215"),
     ],
 )
 def test_a_space_that_contradicts_itself_is_refused(changes: dict[str, object], message: str) -> None:
@@ -165,6 +223,14 @@ def test_label_images_keep_their_ids(mode: str) -> None:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     assert read_label_image(buffer.getvalue()).tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "F"])
+def test_images_that_cannot_hold_ids_are_refused(mode: str) -> None:
+    buffer = io.BytesIO()
+    Image.new(mode, (3, 2)).save(buffer, "TIFF")
+    with pytest.raises(ValueError, match=f"colour mode {mode} holds no class ids"):
+        read_label_image(buffer.getvalue())
 
 
 def test_text_is_no_label_image() -> None:

@@ -53,3 +53,18 @@ def test_hours_are_shown_as_hours(clock: list[float]) -> None:
 
 def test_an_empty_job_is_done() -> None:
     assert Progress(total=0, unit="images", label="x", stream=io.StringIO()).line() == "x: 0/0 images (100%), done"
+
+
+@pytest.mark.parametrize("columns", [120, 60, 20])
+def test_the_bar_never_wraps_on_a_narrow_terminal(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+    with Progress(total=1_281_167, unit="images", label="pssl", stream=stream) as bar:
+        for _ in range(3):
+            clock[0] += 1.0
+            bar.update(250)
+    drawn = [part.removesuffix("\x1b[K") for part in stream.getvalue().rstrip("\n").split("\r")[1:]]
+    assert len(drawn) >= 3
+    assert all(len(part) < columns for part in drawn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,19 @@ class Unbuildable:
         raise ValueError("weights are missing")
 
     def __call__(self, payload: int) -> int:
+        return payload
+
+
+class Poisoned:
+    def __call__(self, payload: int) -> int:
+        if payload < 0:
+            os._exit(1)
+        return payload
+
+
+class Sleeper:
+    def __call__(self, payload: float) -> float:
+        time.sleep(payload)
         return payload
 
 
@@ -79,6 +93,30 @@ def test_a_killed_actor_costs_no_result_and_doubles_none(tmp_path: Path) -> None
     results, _ = run(Multiply, list(range(8)), actors=2, factor=2, crash_file=str(tmp_path / "crashed"))
     assert (tmp_path / "crashed").exists()
     assert results == {f"k{i}": 2 * i for i in range(8)}
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.faults
+def test_a_shard_that_kills_every_worker_ends_the_run_instead_of_repeating_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipelines.shards.MAX_ATTEMPTS", 2)
+    with pytest.raises(ShardError, match="test: shard k-7: its worker died 2 times over it"):
+        run(Poisoned, [-7])
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_stall_ends_the_run_with_an_error() -> None:
+    compute = ComputeSpec(actors=1, cpus=0.5, stall_limit_s=3)
+    with pytest.raises(ShardError, match=r"test: Ray stopped the work: .* no progress"):
+        run_shards(
+            Sleeper,
+            tasks=[ShardTask("k", 60.0)],
+            worker_args={},
+            compute=compute,
+            on_result=lambda key, value: None,
+            label="test",
+        )
 
 
 @pytest.mark.usefixtures("ray_local")

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from pipelines import storage
+from tests.s3_server import s3_bucket
+
+__all__ = ["s3_bucket"]
 
 
 def test_relative_paths_start_at_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +23,12 @@ def test_relative_paths_start_at_the_current_folder(tmp_path: Path, monkeypatch:
 def test_an_unknown_scheme_is_refused() -> None:
     with pytest.raises(ValueError, match="scheme 'gopher' is not supported"):
         storage.normalise("gopher://x")
+
+
+@pytest.mark.parametrize("address", ["s3://", "s3:///key"])
+def test_an_address_without_a_bucket_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="no bucket"):
+        storage.normalise(address)
 
 
 def test_written_bytes_read_back_and_leave_no_scratch_file(tmp_path: Path) -> None:
@@ -58,6 +67,54 @@ def test_names_that_are_no_utf8_can_be_listed_and_read(tmp_path: Path) -> None:
     assert storage.read_bytes(found.uri) == b"data"
 
 
+def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
+    place = str(tmp_path / ("a" * 255))
+    storage.write_bytes(place, b"x")
+    assert storage.read_bytes(place) == b"x"
+
+
+def test_linked_folders_are_listed_but_not_round_in_circles(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "other" / "c.txt"), b"x")
+    root = tmp_path / "root"
+    for name in ("a/1.txt", "b/2.txt"):
+        storage.write_bytes(str(root / name), b"x")
+    for link, target in (
+        ("self", root),
+        ("a/to_b", root / "b"),
+        ("b/to_a", root / "a"),
+        ("beside", tmp_path / "other"),
+    ):
+        (root / link).symlink_to(target)
+    found = [file.relative for file in storage.list_files(str(root))]
+    assert found == ["a/1.txt", "a/to_b/2.txt", "b/2.txt", "b/to_a/1.txt", "beside/c.txt"]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir()
+    real = os.scandir
+
+    def scan(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(ValueError, match=r"closed: cannot be listed \(Permission denied\)"):
+        storage.list_files(str(tmp_path))
+
+
+def test_an_object_store_that_does_not_answer_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    for name, value in {**settings, "AWS_MAX_ATTEMPTS": "1", "AWS_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(storage.StorageError, match=r"Could not connect.*AWS_"):
+        storage.exists("s3://bucket/prefix")
+    with pytest.raises(ValueError, match=r"s3://bucket/prefix: cannot be written \(Could not connect.*AWS_"):
+        storage.check_writable("s3://bucket/prefix")
+
+
 def test_a_missing_folder_names_the_nearest_one(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(ValueError, match=r"no such folder \(did you mean 'images'\?\)"):
@@ -83,3 +140,18 @@ def test_a_writable_place_is_left_empty(tmp_path: Path) -> None:
 def test_ranges_of_a_file_can_be_read(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "f"), b"0123456789")
     assert storage.read_range(str(tmp_path / "f"), offset=3, size_bytes=4) == b"3456"
+
+
+@pytest.mark.cluster
+def test_a_local_copy_follows_an_object_that_changed_and_kept_its_size(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGRAY_CACHE", str(tmp_path / "cache"))
+    folder = f"{s3_bucket}/model"
+    for content in (b"old weights", b"new weights"):
+        storage.write_bytes(f"{folder}/deep/weights", content)
+        assert (storage.local_copy(folder) / "deep" / "weights").read_bytes() == content
+        assert storage.local_copy(f"{folder}/deep/weights").read_bytes() == content
+    assert storage.local_copy(folder) == storage.local_copy(folder)
+    with pytest.raises(ValueError, match="no such file"):
+        storage.local_copy(f"{s3_bucket}/nothing")
