@@ -234,5 +234,5 @@ class RealJob(Job):
     seed: int = 0
     samples: int = Field(1, gt=0)
     """SmoothGrad samples per image and classifier."""
-    pretrain_steps: int = Field(250, gt=0)
+    pretrain_steps: int = Field(500, gt=0)
     finetune_steps: int = Field(2000, gt=0)

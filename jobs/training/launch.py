@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import tempfile
 import threading
@@ -57,7 +58,8 @@ def launch(plan: TrainPlan, allocation: Allocation, *, name: str, max_failures: 
     with tempfile.TemporaryDirectory(prefix="segray-train-") as scratch, _environment(), _own_interrupts():
         trainer = _Trainer(
             run_worker,
-            train_loop_config={"plan": plan, "attempt": attempt, "device": allocation.device},
+            # As bytes: Ray's controller unpacks this table too, and would import the networks for it.
+            train_loop_config={"plan": pickle.dumps(plan), "attempt": attempt, "device": allocation.device},
             scaling_config=_scaling(allocation),
             run_config=_run_config(f"{name}-{attempt}", scratch, allocation, max_failures=max_failures),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
     Ray would start the group again after an error of the user, which helps nobody: such an error is noted under the
     attempt's name, and a restarted group only hands it back.
     """
-    plan: TrainPlan = settings["plan"]
+    plan: TrainPlan = pickle.loads(settings["plan"])
     attempt: str = settings["attempt"]
     failure = read_failure(plan.run, attempt)
     if failure is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import threading
 import time
@@ -146,7 +147,7 @@ def test_a_restarted_worker_hands_back_the_error_of_the_user(dataset: str, tmp_p
     plan = plan_of(build_index([Part(dataset=dataset)]), tmp_path, tiny_recipe())
     note_failure(plan.run, "abc", "the label is torn")
     note_failure(plan.run, "abc", "a consequence of it")
-    settings = {"plan": plan, "attempt": "abc", "device": "cpu"}
+    settings = {"plan": pickle.dumps(plan), "attempt": "abc", "device": "cpu"}
     assert run_worker(settings) == {"failure": "the label is torn"}
     assert read_failure(plan.run, "another attempt") is None
 
