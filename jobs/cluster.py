@@ -94,6 +94,8 @@ def _start_local(num_cpus: int | None) -> None:
     # home folder; and it need not say so in every run.
     _silence(ray_tokens.logger)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    # A token read earlier (by a submit in this process, say) would be sent to a cluster that knows only the new one.
+    ray_tokens.AuthenticationTokenLoader.instance().reset_cache()
     for attempts_left in (1, 0):
         try:
             ray.init(

@@ -89,7 +89,7 @@ class Demo(Verbs):
         stage("ingest_unlabelled", partial(self.ingest, "unlabelled", self.unlabelled()))
         stage("ingest_photos", partial(self.ingest, "photos", ImageNetSource(root=str(self.images / "photos"))))
         own = {"classifiers": stage("classifiers", self.classifiers)["classifiers"]}
-        few = SmoothGradSpec(samples=8, score="logit")
+        few = SmoothGradSpec(samples=4, score="logit")
         stage("pssl", partial(self.pssl, "objects", ensemble=own, settings=PsslSpec(explainer=few)))
         lite = partial(self.pssl, "photos", ensemble="efficientnet_lite", settings=PsslSpec(explainer=few))
         stage("pssl_photos", lite)

@@ -159,6 +159,8 @@ def test_resume_is_exact_for_three_workers_who_train_what_one_would(index: Sampl
         assert all(torch.equal(straight[name], continued[name]) for name in straight)
         for name, value in alone.state_dict().items():
             torch.testing.assert_close(together[name], value, atol=1e-3, rtol=1e-2)
+    curves = [[point["train/loss"] for point in read_points(str(tmp_path / run))] for run in ("plain", "alone")]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-2), "the loss that is shown is that of the whole batch"
 
 
 def test_a_finished_run_takes_no_further_step(

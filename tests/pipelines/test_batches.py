@@ -97,6 +97,13 @@ def test_a_lane_reads_one_contiguous_cut_of_the_permuted_shards() -> None:
     assert sequence != sorted(sequence)
 
 
+def test_shards_meet_other_shards_in_every_epoch() -> None:
+    order = SampleOrder(index_of(*[10] * 128), lanes=1, seed=1)  # windows of 64 shards
+    windows = [{order.sample(g).key.shard for g in range(first, first + 640)} for first in (0, 1280, 2560)]
+    assert all(len(window) == 64 for window in windows)
+    assert windows[0] != windows[1] != windows[2] != windows[0]
+
+
 def test_rows_of_the_shards_in_a_window_are_mixed() -> None:
     order = SampleOrder(index_of(*[20] * 3), lanes=1, seed=0)
     first = [order.sample(g).key.shard for g in range(20)]
