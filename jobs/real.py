@@ -122,6 +122,11 @@ def _two_actors() -> ComputeSpec:
     return ComputeSpec(actors=2, cpus=0.9)
 
 
+def _attempts(stage: dict[str, Any]) -> str:
+    count = stage.get("attempts", 1)
+    return f" (the last of {count} attempts)" if count > 1 else ""
+
+
 def results_markdown(job: RealJob, walk: Walk, summary: dict[str, Any]) -> str:
     """The section of `docs/results.md` about this walk."""
     stages = summary["stages"]
@@ -152,5 +157,5 @@ def results_markdown(job: RealJob, walk: Walk, summary: dict[str, Any]) -> str:
         figures = ["–" if row["iou"] is None else f"{row['iou']:.4f}" for row in rows]
         lines.append(f"| {rows[0]['class']} | " + " | ".join(figures) + " |")
     lines += ["", "| stage | seconds |", "|---|---|"]
-    lines += [f"| {name} | {stage['seconds']:.0f} |" for name, stage in stages.items()]
+    lines += [f"| {name} | {stage['seconds']:.0f}{_attempts(stage)} |" for name, stage in stages.items()]
     return "\n".join(lines) + "\n"

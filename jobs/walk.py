@@ -26,7 +26,8 @@ class Walk:
 
     output: str
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Result of every stage, with its `seconds`, in the order they ran."""
+    """Result of every stage in the order they ran, with the `seconds` of the attempt that ended it and the number of
+    `attempts`: a walk that was killed begins the stage again, and the stage goes on from what is committed."""
 
     def stage(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run a stage, or take the result of an earlier, finished one."""
@@ -36,8 +37,11 @@ class Walk:
             print(f"--- {name}: finished earlier, {result['seconds']:.0f} s", flush=True)
         else:
             print(f"--- {name}", flush=True)
+            begun = storage.join(self.output, "stages", f"{name}.attempts")
+            attempts = 1 + (int(storage.read_bytes(begun)) if storage.exists(begun) else 0)
+            storage.write_text(begun, str(attempts))
             start = time.monotonic()
-            result = {**run(), "seconds": round(time.monotonic() - start, 2)}
+            result = {**run(), "seconds": round(time.monotonic() - start, 2), "attempts": attempts}
             storage.write_text(place, json.dumps(result))
         self.stages[name] = result
         return result
@@ -49,6 +53,8 @@ class Walk:
 
 def _figures(result: dict[str, Any]) -> dict[str, Any]:
     figures: dict[str, Any] = {"seconds": result["seconds"]}
+    if result["attempts"] > 1:
+        figures["attempts"] = result["attempts"]
     if "images_in" in result:
         figures |= {key: result[key] for key in COUNTS if key in result}
     tracked = result.get("mlflow") or {}

@@ -44,6 +44,7 @@ def test_a_stage_that_fails_is_run_again(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no"):
         walk.stage("pssl", fail)
     assert walk.stage("pssl", lambda: {"images_in": 1})["images_in"] == 1
+    assert walk.summary()["pssl"]["attempts"] == 2  # its seconds are those of the second alone
 
 
 def test_the_demo_replaces_its_own_folder_and_no_other(tmp_path: Path) -> None:
