@@ -41,12 +41,13 @@ def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
     """Flags -> nested table: `--recipe.optimizer.lr 0.02 --recipe.augment.crop 240 320 --no-report`.
 
     A value is read as TOML where it is TOML, else as text; several values make a list. A number among the dotted names
-    counts the entries of a list: `--data.0.labels teacher`.
+    counts the entries of a list: `--data.0.labels teacher`. A flag for a key inside another flag's value changes that
+    value, whichever comes first: `--recipe NAME --recipe.steps 100`.
 
     Raises:
         ValueError: a value without a flag before it.
     """
-    table: dict[str, Any] = {}
+    given_values: list[tuple[list[str], Any]] = []
     position = 0
     while position < len(arguments):
         flag = arguments[position]
@@ -58,22 +59,32 @@ def parse_flags(arguments: Sequence[str]) -> dict[str, Any]:
         while not given and position < len(arguments) and not arguments[position].startswith("--"):
             values.append(arguments[position])
             position += 1
-        _put(table, key.replace("-", "_"), values)
+        given_values.append(_flag(key.replace("-", "_"), values))
+    table: dict[str, Any] = {}
+    for names, value in sorted(given_values, key=lambda item: len(item[0])):
+        _put(table, names, value)
     return table
 
 
-def _put(table: dict[str, Any], key: str, values: list[str]) -> None:
+def _flag(key: str, values: list[str]) -> tuple[list[str], Any]:
     *above, last = key.split(".")
-    value: Any = True
     if not values and last.startswith("no_"):
-        last, value = last.removeprefix("no_"), False
-    elif len(values) == 1:
-        value = _value(values[0])
-    elif values:
-        value = [_value(text) for text in values]
-    for name in above:
-        table = table.setdefault(name, {})
-    table[last] = value
+        return [*above, last.removeprefix("no_")], False
+    if len(values) == 1:
+        return [*above, last], _value(values[0])
+    return [*above, last], [_value(text) for text in values] or True
+
+
+def _put(table: dict[str, Any], names: list[str], value: Any) -> None:
+    first, *inside = names
+    if not inside:
+        table[first] = value
+    elif isinstance(table.setdefault(first, {}), dict):
+        _put(table[first], inside, value)
+    else:
+        for name in reversed(inside):
+            value = {name: value}
+        table[first] = lay_over(table[first], value, key=first)
 
 
 def _value(text: str) -> Any:

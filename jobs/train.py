@@ -20,6 +20,7 @@ from jobs.training.work import (
     TrainWork,
     check_job,
     dataset_records,
+    find_first_weights,
     finished_result,
     make_plan,
     parts_table,
@@ -54,6 +55,7 @@ def run(job: TrainJob, *, dry_run: bool = False) -> dict[str, Any]:
         print(f"{work.run}: finished, {finished['steps']} steps; nothing to do (another name starts another run)")
         return finished
     check_tracking(job, work.run, dry_run=dry_run)
+    find_first_weights(work, fetch=not dry_run)
     if dry_run:
         table = {"job": job.model_dump(mode="json"), "plan": plan_table(work)}
         print(json.dumps(table, indent=2))

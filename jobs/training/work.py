@@ -10,9 +10,10 @@ from jobs.specs import TrainData, TrainJob
 from jobs.tracked_run import Run
 from jobs.training.plan import Tracking, TrainPlan, class_weights, run_identity, usable_workers
 from jobs.training.resources import Allocation, allocate, this_machine
-from jobs.training.resume import check_identity, check_same_run
+from jobs.training.resume import check_identity, check_same_run, checkpoint_steps
 from pipelines import storage
 from pipelines.samples import Part, SampleIndex, build_index
+from seg_models.backbones.timm_backbone import find_weights
 from seg_models.models import describe_model
 
 
@@ -51,6 +52,16 @@ def check_job(job: TrainJob) -> TrainWork:
         )
     identity = run_identity(job.recipe, index, init_from=job.init_from)
     return TrainWork(job, run_uri, index, identity, workers)
+
+
+def find_first_weights(work: TrainWork, *, fetch: bool) -> None:
+    """Make sure that the weights the network begins with are here; a run that goes on, or fine-tunes, needs none.
+
+    Raises:
+        ValueError: weights are missing, or cannot be fetched.
+    """
+    if work.job.init_from is None and not checkpoint_steps(work.run):
+        find_weights(work.job.recipe.model, fetch=fetch)
 
 
 def _check_validation(job: TrainJob, index: SampleIndex) -> None:

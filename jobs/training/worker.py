@@ -31,8 +31,8 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
     failure = read_failure(plan.run, attempt)
     if failure is not None:
         return {"failure": failure}
+    worker = _this_worker(settings["device"])
     try:
-        worker = _this_worker(settings["device"])
         model, figures = train(plan, worker)
         if worker.rank == 0:
             publish_model(plan, model, figures)
@@ -43,6 +43,8 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(text) from error
     except ValueError as error:
         note_failure(plan.run, attempt, str(error))
+        if worker.world == 1:  # nobody waits for it, and Ray would print the traceback of what one line says
+            return {"failure": str(error)}
         raise
 
 

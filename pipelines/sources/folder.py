@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -49,9 +52,10 @@ class FolderSource(Source):
     """What a label's name has after its image's: `_mask` for `a.jpg` and `a_mask.png`."""
     label_codec: LabelCodec = "auto"
     """index: grey or palette values; rgb: colours; auto: rgb for colour files where `colors` is given."""
-    splits: str | dict[str, str] = "auto"
+    splits: str | dict[str, str | float] = "auto"
     """auto: sub-folders named train, val, test …; another word: the split of all images; a table: split ->
-    sub-folder, or a text file that lists images."""
+    sub-folder, or a text file that lists images; or split -> share, such as { test = 0.2 }: images are drawn by the
+    hash of their name, and the rest is train."""
 
     @model_validator(mode="after")
     def _no_setting_without_effect(self) -> FolderSource:
@@ -65,7 +69,35 @@ class FolderSource(Source):
             raise ValueError("`colors` needs `classes`")
         if self.labels is not None and (PLACEHOLDER in self.images) != (PLACEHOLDER in self.labels):
             raise ValueError("`{split}` must be in both `images` and `labels`, or in neither")
+        self._check_shares()
         return self
+
+    def _check_shares(self) -> None:
+        shares = self._shares
+        if not shares:
+            return
+        wrong = {split: share for split, share in shares.items() if not 0 < share <= 1}
+        if wrong:
+            split, share = next(iter(wrong.items()))
+            raise ValueError(f"splits.{split} = {share:g} is no share of the images: it must be above 0 and at most 1")
+        if (total := math.fsum(shares.values())) > 1 + 1e-9:
+            raise ValueError(f"the shares in `splits` sum up to {total:g}, which is over 1")
+        if self._places:
+            raise ValueError("`splits` must be all shares, or all sub-folders and list files")
+        if PLACEHOLDER in self.images:
+            raise ValueError("`splits` cannot be shares where `images` holds `{split}`")
+
+    @property
+    def _shares(self) -> dict[str, float]:
+        """Split -> share of the images, if the splits are given in that way."""
+        given = self.splits if isinstance(self.splits, dict) else {}
+        return {split: value for split, value in given.items() if isinstance(value, float)}
+
+    @property
+    def _places(self) -> dict[str, str]:
+        """Split -> sub-folder or list file, if the splits are given in that way."""
+        given = self.splits if isinstance(self.splits, dict) else {}
+        return {split: value for split, value in given.items() if isinstance(value, str)}
 
     @property
     def has_labels(self) -> bool:
@@ -119,8 +151,7 @@ class FolderSource(Source):
     def _own_files(self) -> set[str]:
         """Files that these settings name, which are no images even where they lie among them."""
         named = [self.classes] if isinstance(self.classes, str) else list(self.classes or ())[:1]
-        if isinstance(self.splits, dict):
-            named += [value for value in self.splits.values() if value.endswith(".txt")]
+        named += [value for value in self._places.values() if value.endswith(".txt")]
         return {storage.normalise(uri) for uri in named}
 
     def _class_file_hint(self) -> str:
@@ -144,9 +175,9 @@ class FolderSource(Source):
 
     def _split_names(self) -> dict[str, str]:
         """Split -> what `{split}` stands for."""
-        if isinstance(self.splits, dict):
-            return self.splits
-        if self.splits != "auto":
+        if self._places:
+            return self._places
+        if isinstance(self.splits, str) and self.splits != "auto":
             return {self.splits: self.splits}
         require_folder(self.images.partition(PLACEHOLDER)[0], key="source.images")
         folders = {name: storage.normalise(self.images.replace(PLACEHOLDER, name)) for name in KNOWN_SPLITS}
@@ -157,9 +188,11 @@ class FolderSource(Source):
 
     def _deal(self, files: Sequence[FileInfo], root: str) -> tuple[dict[str, list[FileInfo]], list[str]]:
         """Files by split, and notes about what is in none."""
-        if isinstance(self.splits, dict):
-            return deal_by_table(files, splits=self.splits)
-        if self.splits != "auto":
+        if self._shares:
+            return deal_by_share(files, shares=self._shares), []
+        if self._places:
+            return deal_by_table(files, splits=self._places)
+        if isinstance(self.splits, str) and self.splits != "auto":
             return {self.splits: list(files)}, []
         by_folder = deal_by_folder(files)
         if all(name.lower() in KNOWN_SPLITS for name in by_folder):
@@ -193,6 +226,28 @@ def deal_by_table(
     used = {file.uri for part in dealt.values() for file in part}
     left = [file.relative for file in files if file.uri not in used]
     return dealt, [f"{len(left)} files are in no split of source.splits: {few(left)}"] if left else []
+
+
+def deal_by_share(files: Sequence[FileInfo], *, shares: Mapping[str, float]) -> dict[str, list[FileInfo]]:
+    """Files of each split by the order of their names' hashes; `train` gets what is left over.
+
+    Raises:
+        ValueError: there are too few images for a share.
+    """
+    drawn = sorted(files, key=_name_hash)
+    dealt: dict[str, list[FileInfo]] = {}
+    ends = [0, *(round(len(drawn) * share) for share in itertools.accumulate(shares.values()))]
+    for (split, share), (start, end) in zip(shares.items(), itertools.pairwise(ends), strict=True):
+        if start == end:
+            raise ValueError(f"source.splits.{split}: a share of {share:g} of {len(drawn)} images is no image")
+        dealt[split] = drawn[start:end]
+    if drawn[ends[-1] :]:
+        dealt.setdefault("train", []).extend(drawn[ends[-1] :])
+    return dealt
+
+
+def _name_hash(file: FileInfo) -> bytes:
+    return hashlib.sha256(without_suffix(file.relative).encode(errors="surrogateescape")).digest()
 
 
 def from_folder(files: Sequence[FileInfo], *, split: str, name: str) -> list[FileInfo]:

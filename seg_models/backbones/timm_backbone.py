@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from seg_models.backbones.pretrained import load_backbone
 from seg_models.parts.layers import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from seg_models.spec import Spec, did_you_mean
-from seg_models.weights.files import load_tensors, resolve_weights
+from seg_models.weights.files import TIMM, load_tensors, resolve_weights
 
 log = logging.getLogger(__name__)
 SpecT = TypeVar("SpecT", bound=Spec)
@@ -169,6 +169,25 @@ def _load(network: nn.Module, spec: BackboneSpec) -> None:
     path = resolve_weights(spec.weights, sha256=spec.weights_sha256)
     unused = load_backbone(network, load_tensors(path), match=spec.match, origin=path.name)
     log.info("backbone %s: weights from %s, not used: %s", spec.name, path.name, ", ".join(unused) or "none")
+
+
+def find_weights(spec: Spec, *, fetch: bool = True) -> None:
+    """Make sure that the weights that the settings name for any backbone are on this machine.
+
+    Args:
+        spec: settings of a model, with backbones anywhere inside.
+        fetch: fetch published ones into the local cache; else only files and packages are looked for.
+
+    Raises:
+        ValueError: weights are missing or cannot be fetched; the message says where to put them.
+    """
+    for _, value in spec:
+        if isinstance(value, Spec):
+            find_weights(value, fetch=fetch)
+    if isinstance(spec, BackboneSpec):
+        ref = f"{TIMM}{spec.name}" if spec.pretrained else spec.weights
+        if ref is not None and (fetch or not ref.startswith((TIMM, "https://"))):
+            resolve_weights(ref, sha256=spec.weights_sha256)
 
 
 def without_weights(spec: SpecT) -> SpecT:

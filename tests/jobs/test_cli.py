@@ -83,6 +83,10 @@ def test_flags_win_over_the_file_key_by_key(tmp_path: Path) -> None:
         (["--keep-checkpoints", "3"], {"keep_checkpoints": 3}),
         (["--flag", "--no-other"], {"flag": True, "other": False}),
         (["--path", "s3://bucket/x"], {"path": "s3://bucket/x"}),
+        (["--recipe", "p", "--recipe.steps", "2"], {"recipe": {"base": "p", "steps": 2}}),
+        (["--recipe.steps", "2", "--recipe", "p"], {"recipe": {"base": "p", "steps": 2}}),
+        (["--data", '[{dataset = "d"}]', "--data.0.labels", "t"], {"data": [{"dataset": "d", "labels": "t"}]}),
+        (["--data.0.labels", "t"], {"data": {"0": {"labels": "t"}}}),
     ],
 )
 def test_flags_become_settings(arguments: list[str], table: dict[str, object]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -134,6 +135,27 @@ def test_a_validation_set_of_other_classes_is_refused(dataset: str, tmp_path: Pa
     other = write_dataset(tmp_path / "other", space=LabelSpace(names=("sky", "sea", "sand")))
     with pytest.raises(ValueError, match="validate_on: the class list"):
         train.run(job_of(dataset, tmp_path, validate_on=TrainData(dataset=other.root)), dry_run=True)
+
+
+def test_weights_that_are_not_there_are_named_before_anything_starts(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "ray_session", lambda _: pytest.fail("Ray was started"))
+    changes: tuple[dict[str, Any], ...] = ({"weights": str(tmp_path / "resnet18.pth")}, {"pretrained": True})
+    local, published = ({**TINY_PSPNET, "backbone": {**TINY_PSPNET["backbone"], **change}} for change in changes)
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=r"'resnet18.pth' are missing: put the file at .*/resnet18.pth"):
+            train.run(job_of(dataset, tmp_path / "runs", recipe=tiny_recipe(model=local)), dry_run=dry_run)
+
+    def offline(repo: str, _: str) -> str:
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    job = job_of(dataset, tmp_path / "runs", recipe=tiny_recipe(model=published))
+    train.run(job, dry_run=True)  # fetches nothing
+    with pytest.raises(ValueError, match=r"cannot be fetched \(offline\): copy 'model.safetensors'"):
+        train.run(job)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_background_weight_for_classes_without_background_is_refused(tmp_path: Path) -> None:

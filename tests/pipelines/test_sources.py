@@ -81,6 +81,31 @@ def test_a_table_gives_splits_by_folder_and_by_list(tmp_path: Path) -> None:
     assert listed(folder(tmp_path, splits=splits)) == {"big/a": "train", "b": "val", "c": "val"}
 
 
+def test_shares_draw_images_by_name_and_the_rest_is_train(tmp_path: Path) -> None:
+    pairs(tmp_path, {f"{name:02}": 1 for name in range(20)})
+    splits = listed(folder(tmp_path, splits={"val": 0.1, "test": 0.25}))
+    assert Counter(splits.values()) == {"val": 2, "test": 5, "train": 13}
+    assert listed(folder(tmp_path, splits={"val": 0.1, "test": 0.25})) == splits
+    pairs(tmp_path / "again", {f"{name:02}": 1 for name in reversed(range(20))})
+    assert listed(folder(tmp_path / "again", splits={"val": 0.1, "test": 0.25})) == splits
+    assert set(listed(folder(tmp_path, splits={"a": 0.5, "b": 0.5})).values()) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"val": 1.2}, r"splits.val = 1.2 is no share .* above 0 and at most 1"),
+        ({"val": 0.6, "test": 0.6}, "sum up to 1.2, which is over 1"),
+        ({"val": 0.1, "train": "big"}, "all shares, or all sub-folders"),
+        ({"val": 0.1}, r"splits.val: a share of 0.1 of 2 images is no image"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(tmp_path: Path, splits: dict[str, str | float], message: str) -> None:
+    pairs(tmp_path, {"big/a": 1, "big/b": 1})
+    with pytest.raises(ValueError, match=message):
+        folder(tmp_path, splits=splits).list_samples()
+
+
 def test_images_in_no_split_of_a_table_are_named(tmp_path: Path) -> None:
     pairs(tmp_path, {"big/a": 1, "lost": 1})
     assert any(
