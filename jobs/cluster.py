@@ -43,7 +43,6 @@ def ray_session(compute: ComputeSpec, *, num_cpus: int | None = None) -> Iterato
         return
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    _silence(logging.getLogger("ray.data._internal.progress"))  # we show our own progress
     address = compute.address or os.environ.get("RAY_ADDRESS")
     if address and address != "local":
         _connect(address)

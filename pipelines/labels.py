@@ -33,6 +33,7 @@ RAW_IDS = range(-(1 << 15), 1 << 24)  # raw ids that a label file can hold: sign
 MAX_LISTED = 20  # values named in one error
 
 _MAGIC = b"SGL1"
+BLACK: RGB = (0, 0, 0)
 _HEADER = struct.Struct("<4sBII")  # magic, bytes per value, height, width
 
 
@@ -50,6 +51,12 @@ def default_colors(count: int) -> tuple[RGB, ...]:
         red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
         colors.append((round(red * 255), round(green * 255), round(blue * 255)))
     return tuple(colors)
+
+
+def _class_colors(names: Sequence[str]) -> tuple[RGB, ...]:
+    """Generated colours; a class called background is black, so that the others stand out in pictures."""
+    colors = iter(default_colors(len(names)))
+    return tuple(BLACK if str(name).lower() == "background" else next(colors) for name in names)
 
 
 class LabelSpace(Spec):
@@ -73,7 +80,7 @@ class LabelSpace(Spec):
             return data
         filled = dict(data)
         count = len(filled["names"])
-        filled["colors"] = filled.get("colors") or default_colors(count)
+        filled["colors"] = filled.get("colors") or _class_colors(filled["names"])
         filled["raw_values"] = filled.get("raw_values") or tuple(range(count))
         if filled.get("void_values") is None:
             void = _void_of(count)
@@ -242,7 +249,7 @@ def _ranges(values: Sequence[int]) -> str:
 def with_background(names: Sequence[str], *, name: str = "background") -> LabelSpace:
     """The label space of pseudo-labels: the image-level classes, then one background class (PSSL: 0..999 and 1000)."""
     count = len(names)
-    return LabelSpace(names=(*names, name), colors=(*default_colors(count), (0, 0, 0)), background=count)
+    return LabelSpace(names=(*names, name), colors=(*default_colors(count), BLACK), background=count)
 
 
 def encode_label(label: npt.NDArray[Any]) -> bytes:

@@ -26,6 +26,7 @@ class Progress:
     def __init__(self, *, total: int, unit: str, label: str, stream: TextIO | None = None) -> None:
         self.total, self.unit, self.label = total, unit, label
         self.done = 0
+        self._told: int | None = None
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._start = self._shown = time.monotonic()
@@ -36,7 +37,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._show()
+        if self._terminal or self._told != self.done:
+            self._show()
         if self._terminal:
             self._stream.write("\n")
             self._stream.flush()
@@ -62,7 +64,7 @@ class Progress:
         return f"{self.label}: {self.done}/{self.total} {self.unit} ({share:.0%}), {ending}"
 
     def _show(self) -> None:
-        self._shown = time.monotonic()
+        self._shown, self._told = time.monotonic(), self.done
         if self._terminal:
             self._stream.write(f"\r{self._bar()}\x1b[K")
         else:

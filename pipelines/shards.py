@@ -186,8 +186,8 @@ def _configure(compute: ComputeSpec) -> None:
     context.target_max_block_size = BLOCK_BYTES
     # Its half an hour is less than a shard of a large ensemble takes.
     context.execution_no_progress_timeout_s = compute.stall_limit_s
-    for name in ("ray.data", "ray.data._internal.progress"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
 
 
 @dataclass(frozen=True)

@@ -248,3 +248,10 @@ def test_written_png_reads_back_as_the_same_indices(count: int) -> None:
 def test_void_is_black_in_pictures() -> None:
     space = LabelSpace(names=("a",), colors=((9, 8, 7),))
     assert space.colorize(np.array([[0, 255]], np.uint8)).tolist() == [[[9, 8, 7], [0, 0, 0]]]
+
+
+def test_a_class_called_background_is_black_and_no_other() -> None:
+    colors = LabelSpace(names=("background", "horse", "cat")).colors
+    assert colors[0] == (0, 0, 0)
+    assert len(set(colors)) == 3
+    assert LabelSpace(names=("background", "horse"), colors=((9, 9, 9), (1, 1, 1))).colors[0] == (9, 9, 9)

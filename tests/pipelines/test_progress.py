@@ -33,6 +33,14 @@ def test_a_log_gets_few_plain_lines_with_rate_share_and_time_left(clock: list[fl
     assert "\r" not in stream.getvalue()
 
 
+def test_a_log_says_once_that_the_job_is_done(clock: list[float]) -> None:
+    stream = io.StringIO()
+    with Progress(total=2, unit="images", label="x", stream=stream) as bar:
+        clock[0] += 60.0
+        bar.update(2)
+    assert stream.getvalue() == "x: 2/2 images (100%), done\n"
+
+
 def test_a_terminal_gets_a_bar_on_one_line(clock: list[float]) -> None:
     stream = Terminal()
     with Progress(total=4, unit="images", label="x", stream=stream) as bar:
