@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Any
 
-from jobs.cluster import ray_session
-from jobs.preflight import preflight
+from jobs.label_job import run_label_job
 from jobs.specs import PsslJob
-from jobs.tracked_run import Run, metric_key
-from jobs.tracking import check_tracking, track
-from pipelines import storage
-from pipelines.pssl import plan_pssl
+from jobs.tracked_run import metric_key
+from pipelines.pssl import PsslResult, PsslWork, plan_pssl, run_pssl
 from pipelines.pssl_import import plan_import
-from pipelines.pssl_run import LabelWork, PsslResult, run_work
 
 
 def run(job: PsslJob, *, dry_run: bool = False) -> dict[str, Any]:
@@ -29,28 +23,18 @@ def run(job: PsslJob, *, dry_run: bool = False) -> dict[str, Any]:
         ValueError: what is wrong with the job, before work starts; or that too many rows have no label.
     """
     work = plan_work(job)
-    check_tracking(job, work.run_uri, dry_run=dry_run)
-    if dry_run:
-        return show_plan(job, work)
-    storage.check_writable(work.run_uri)
-    with ray_session(job.compute):
-        preflight(job)
-        with track(job, verb="pssl", output=work.run_uri, dataset=source_record(work)) as tracked:
-            storage.write_text(storage.join(work.run_uri, "job.json"), job.model_dump_json(indent=2))
-            result = run_work(
-                work,
-                compute=job.compute,
-                label="pssl",
-                max_rejected=job.max_rejected,
-                on_progress=lambda metrics, step: tracked.log_metrics(metrics, step=step),
-            )
-            table = finished(result, work, tracked)
-            record(tracked, table, work)
-    print(summary(result, work))
-    return table
+    return run_label_job(
+        job,
+        work,
+        run_pssl,
+        dry_run=dry_run,
+        facts={"classifiers": list(work.titles)},
+        metrics=metrics,
+        lines=lines,
+    )
 
 
-def plan_work(job: PsslJob) -> LabelWork:
+def plan_work(job: PsslJob) -> PsslWork:
     """Everything that can be checked before work starts.
 
     Raises:
@@ -74,57 +58,11 @@ def plan_work(job: PsslJob) -> LabelWork:
     )
 
 
-def show_plan(job: PsslJob, work: LabelWork) -> dict[str, Any]:
-    """Print the resolved job and what it would do."""
-    done = work.committed()
-    plan = {
-        "dataset": work.dataset.root,
-        "labels": work.labels,
-        "output": work.run_uri,
-        "images": work.num_images,
-        "shards": len(work.shards),
-        "shards_done": sum(shard.key in done for shard in work.shards),
-        "classes": work.space.num_classes,
-        "classifiers": list(work.titles),
-        "label_plan": work.plan,
-    }
-    result = {"job": job.model_dump(mode="json"), "plan": plan}
-    print(json.dumps(result, indent=2))
-    return result
+def metrics(result: PsslResult) -> dict[str, float]:
+    """What MLflow is told beside the counts of every label set."""
+    return {metric_key("skipped_maps", name): count for name, count in result.skipped_maps.items()}
 
 
-def source_record(work: LabelWork) -> dict[str, str]:
-    """Source and fingerprint as MLflow shows them."""
-    name, root = work.dataset.info.name, work.dataset.root
-    return {"name": name, "source": root, "fingerprint": work.plan["images"], "context": "images"}
-
-
-def finished(result: PsslResult, work: LabelWork, tracked: Run) -> dict[str, Any]:
-    """The result as it stands in `result.json`."""
-    places = {"verb": "pssl", "dataset": work.dataset.root, "labels": work.labels, "split": work.split}
-    return {**places, **result.as_dict(), "plan": work.plan, "mlflow": tracked.address}
-
-
-def record(tracked: Run, table: Mapping[str, Any], work: LabelWork) -> None:
-    """Write `result.json` and tell MLflow."""
-    storage.write_text(storage.join(work.run_uri, "result.json"), json.dumps(table, indent=2))
-    numbers = {key: table[key] for key in ("images_in", "labelled", "rejected", "seconds", "images_per_s")}
-    numbers |= {metric_key("pixels", name): count for name, count in table["class_pixels"].items() if count}
-    numbers |= {metric_key("skipped_maps", name): count for name, count in table["skipped_maps"].items()}
-    tracked.log_metrics(numbers)
-    tracked.log_dict(dict(table), "result.json")
-    name = f"{work.dataset.info.name}/{work.labels}"
-    labels = work.open()
-    tracked.log_dataset({"name": name, "source": labels.uri, "fingerprint": table["digest"], "context": "output"})
-
-
-def summary(result: PsslResult, work: LabelWork) -> str:
-    """What was done, in a few lines."""
-    lines = [
-        f"labels {work.labels!r}: {result.labelled} of {result.images_in} images labelled, {result.rejected} rejected "
-        f"({result.seconds:.1f} s, {result.images_per_s:.2f} images/s, {result.actors} actors)"
-    ]
-    lines += [f"  {count} x {reason}" for reason, count in result.reasons.items()]
-    skipped = {name: count for name, count in result.skipped_maps.items() if count}
-    lines += [f"  {count} maps without signal from {name}" for name, count in skipped.items()]
-    return "\n".join([*lines, f"  SHA-256 over id and label: {result.digest}"])
+def lines(result: PsslResult) -> list[str]:
+    """Explanations that said nothing."""
+    return [f"{count} maps without signal from {name}" for name, count in result.skipped_maps.items() if count]

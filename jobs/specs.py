@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipelines.pssl import EnsembleSpec, PsslSpec
+from pipelines.pssl_spec import EnsembleSpec, PsslSpec
 from pipelines.shards import ComputeSpec
 from pipelines.sources import AnySource
 from seg_models.predictor import PredictorSpec

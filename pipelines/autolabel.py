@@ -7,15 +7,13 @@ threshold needs no second run. A row that was rejected keeps its place with a re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from pipelines import storage
 from pipelines.autolabel_worker import AutolabelWorker, make_teacher_plan
-from pipelines.ingest import by_class, summed
+from pipelines.label_run import LabelResult, LabelWork, OnProgress, run_work, shards_in_scope
 from pipelines.labels import LabelSpace
-from pipelines.pssl_run import LabelWork, OnProgress, read_stats, run_work, shards_in_scope
 from pipelines.published import Checkpoint, device_of, open_checkpoint, threads_of
+from pipelines.shard_counts import read_stats, summed
 from pipelines.shards import ComputeSpec
 from pipelines.tables import Dataset
 from seg_models.predictor import PredictorSpec
@@ -26,11 +24,6 @@ class TeacherWork(LabelWork):
     """A label set to be written by a teacher."""
 
     @property
-    def run_uri(self) -> str:
-        """Folder of the run: its job and result."""
-        return storage.join(self.dataset.root, "runs", f"autolabel-{self.labels}")
-
-    @property
     def teacher(self) -> Checkpoint:
         """The checkpoint."""
         found: Checkpoint = self.worker_args["checkpoint"]
@@ -38,36 +31,13 @@ class TeacherWork(LabelWork):
 
 
 @dataclass(frozen=True)
-class AutolabelResult:
-    """What a run did. Counts are of all rows in scope, speeds of this run alone."""
+class AutolabelResult(LabelResult):
+    """What a run did; void pixels are those below the threshold."""
 
-    images_in: int
-    labelled: int
-    rejected: int
-    reasons: dict[str, int]
-    """How many rows were rejected for each reason."""
-    class_pixels: dict[str, int]
-    """Labelled pixels by class name; `(void)` are those below the threshold."""
     kept_share: dict[str, float]
     """Share of the pixels given to a class that reach the threshold; classes never predicted are left out."""
     kept: float
     """The same over all pixels."""
-    seconds: float
-    images_per_s: float
-    digest: str
-    """SHA-256 over id and label of every row of the label set, in row order."""
-    num_shards: int
-    resumed_shards: int
-    """Shards that earlier runs had committed."""
-    phases: dict[str, float]
-    """Seconds in each phase, summed over actors."""
-    actors: int
-    examples: tuple[str, ...]
-    """Ids of labelled images, for pictures."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-serialisable form."""
-        return {**asdict(self), "examples": list(self.examples)}
 
 
 def plan_autolabel(
@@ -102,6 +72,7 @@ def plan_autolabel(
         images=images.fingerprint(),
     )
     return TeacherWork(
+        verb="autolabel",
         dataset=opened,
         labels=labels,
         split=split,
@@ -122,26 +93,14 @@ def run_autolabel(
         ValueError: the label set follows another plan, or too many rows are rejected.
         ShardError: a worker failed; finished shards are committed.
     """
-    done = run_work(work, compute=compute, label="autolabel", max_rejected=max_rejected, on_progress=on_progress)
+    done = run_work(work, compute=compute, max_rejected=max_rejected, on_progress=on_progress)
     stats = read_stats(work.open(), split=work.split)
     predicted, kept = summed(stats, "predicted"), summed(stats, "pixels")
     kept.pop(str(work.space.void), None)
     return AutolabelResult(
-        images_in=done.images_in,
-        labelled=done.labelled,
-        rejected=done.rejected,
-        reasons=done.reasons,
-        class_pixels=by_class(summed(stats, "pixels"), work.space),
+        **vars(done),
         kept_share=_shares(kept, predicted, work.space),
         kept=kept.total() / predicted.total() if predicted else 0.0,
-        seconds=done.seconds,
-        images_per_s=done.images_per_s,
-        digest=done.digest,
-        num_shards=done.num_shards,
-        resumed_shards=done.resumed_shards,
-        phases=done.phases,
-        actors=done.actors,
-        examples=done.examples,
     )
 
 

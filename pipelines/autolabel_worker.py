@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipelines import schema
 from pipelines.images import ImageError, decode_image
-from pipelines.ingest_worker import with_stats
+from pipelines.label_run import ImageShard
 from pipelines.labels import encode_confidence, encode_label
-from pipelines.pssl_worker import ImageShard
 from pipelines.published import Checkpoint, Device, make_predictor
 from pipelines.schema import Receipt
+from pipelines.shard_counts import ShardCounts, with_stats
 from pipelines.tables import read_shard_file, write_shard
 from seg_models.predictor import Prediction, PredictorSpec
 from seg_models.spec import Spec
@@ -95,11 +90,11 @@ class AutolabelWorker:
         self._space = checkpoint.label_space
         self._images_uri, self._labels_uri = images_uri, labels_uri
         self._threshold = plan.threshold
-        self._counts = _ShardCounts()
+        self._counts = ShardCounts("predicted", "pixels")
 
     def __call__(self, shard: ImageShard) -> Receipt:
         """Label a shard and return its receipt."""
-        self._counts = _ShardCounts()
+        self._counts = ShardCounts("predicted", "pixels")
         with self._counts.phase("read"):
             rows = read_shard_file(self._images_uri, shard.path, columns=("id", "image", "reason")).to_pylist()
         labelled = [self._label_row(row) for row in rows]
@@ -133,42 +128,7 @@ class AutolabelWorker:
     def _label(self, found: Prediction) -> NDArray[Any]:
         """The label (H, W): the teacher's classes, void below the threshold."""
         label = found.label.astype(self._space.dtype)
-        self._counts.predicted.update(_pixels(label))
+        self._counts.count_pixels("predicted", label)
         label[found.confidence < self._threshold] = self._space.void
-        self._counts.pixels.update(_pixels(label))
+        self._counts.count_pixels("pixels", label)
         return label
-
-
-class _ShardCounts:
-    """Pixels per index before and after the threshold, reasons, seconds per phase."""
-
-    def __init__(self) -> None:
-        self.predicted: Counter[str] = Counter()
-        self.pixels: Counter[str] = Counter()
-        self._reasons: Counter[str] = Counter()
-        self._seconds: defaultdict[str, float] = defaultdict(float)
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent in the block to a phase."""
-        start = time.perf_counter()
-        yield
-        self._seconds[name] += time.perf_counter() - start
-
-    def reject(self, reason: str) -> str:
-        """Count a rejected row."""
-        self._reasons[reason] += 1
-        return reason
-
-    def of_file(self) -> dict[str, Any]:
-        """What the shard's file holds: no times, so that a repeated shard has equal bytes."""
-        return {"pixels": dict(self.pixels), "predicted": dict(self.predicted), "skipped": {}}
-
-    def of_receipt(self) -> dict[str, Any]:
-        """What the driver is told."""
-        return {"reasons": dict(self._reasons), "seconds": dict(self._seconds)}
-
-
-def _pixels(label: NDArray[Any]) -> dict[str, int]:
-    values, counts = np.unique(label, return_counts=True)
-    return {str(value): int(count) for value, count in zip(values.tolist(), counts.tolist(), strict=True)}

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from pipelines import storage
 from pipelines.ingest_plan import IngestPlan
-from pipelines.ingest_worker import STATS_KEY, IngestWorker, ShardReceipts
-from pipelines.labels import LabelSpace
+from pipelines.ingest_worker import IngestWorker, ShardReceipts
 from pipelines.schema import Receipt
+from pipelines.shard_counts import by_class, group, merged, read_stats, summed
 from pipelines.shards import CommitBuffer, ComputeSpec, ShardTask, run_shards
-from pipelines.tables import Dataset, Table
+from pipelines.tables import Dataset
 
-FOOTER_THREADS = 16
 SHOWN_ROWS = 50
 """Rejected files that are printed; result.json holds all."""
 
@@ -156,22 +149,10 @@ class PairedCommits:
         self._labels_table.commit(receipts)
 
 
-def shard_stats(table: Table) -> list[dict[str, Any]]:
-    """The counts that workers left in the footer of every committed shard file."""
-
-    def read(path: str) -> dict[str, Any]:
-        with storage.open_input(storage.join(table.uri, path)) as stream:
-            found: dict[str, Any] = json.loads(pq.read_schema(stream).metadata[STATS_KEY])
-        return found
-
-    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        return list(pool.map(read, [file.path for file in table.files()]))
-
-
 def count_dataset(plan: IngestPlan, dataset: Dataset, *, shards_done: int, seconds: float) -> IngestResult:
     """Count what the tables hold: rows, reasons, classes, pixels, sizes."""
-    images = shard_stats(dataset.images)
-    labels = shard_stats(dataset.labels(plan.labels)) if plan.labels is not None else []
+    images = read_stats(dataset.images)
+    labels = read_stats(dataset.labels(plan.labels)) if plan.labels is not None else []
     bad_images = merged(images, "reasons")
     bad_labels = {key: why for key, why in merged(labels, "reasons").items() if key not in bad_images}
     rows = [RejectedRow(key, "images", why) for key, why in sorted(bad_images.items())]
@@ -199,29 +180,3 @@ def count_dataset(plan: IngestPlan, dataset: Dataset, *, shards_done: int, secon
         ignored_files=plan.num_ignored,
         notes=plan.notes,
     )
-
-
-def group(reason: str) -> str:
-    """A reason without its details."""
-    return reason.partition(" (")[0]
-
-
-def merged(stats: Iterable[Mapping[str, Any]], key: str) -> dict[str, str]:
-    """One table of text out of one per shard."""
-    return {name: text for shard in stats for name, text in shard[key].items()}
-
-
-def summed(stats: Iterable[Mapping[str, Any]], key: str) -> Counter[str]:
-    """One table of counts out of one per shard."""
-    total: Counter[str] = Counter()
-    for shard in stats:
-        total.update(shard[key])
-    return total
-
-
-def by_class(counts: Mapping[str, int], space: LabelSpace) -> dict[str, int]:
-    """Counts by class name out of counts by index; classes without any are left out of spaces of many classes."""
-    named = {name: counts.get(str(index), 0) for index, name in enumerate(space.names)}
-    if counts.get(str(space.void)):
-        named["(void)"] = counts[str(space.void)]
-    return named if space.num_classes <= 256 else {name: count for name, count in named.items() if count}

@@ -6,7 +6,6 @@ begin with a fixed text, details follow in parentheses, so that they can be coun
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,19 +20,13 @@ from pipelines.images import ImageError, decode_image, image_size
 from pipelines.ingest_plan import PlannedShard
 from pipelines.labels import Label, LabelSpace, LabelValueError, encode_label, read_label_image
 from pipelines.schema import Receipt
+from pipelines.shard_counts import RowError, with_stats
 from pipelines.sources.base import LabelCodec, Sample, printable, read_image
 from pipelines.tables import write_shard
-
-STATS_KEY = b"segray.stats"
-"""Key of a shard file's Parquet metadata that holds counts about its rows, as JSON."""
 
 GONE = "unreadable file (it is gone)"
 
 T = TypeVar("T")
-
-
-class RowError(ValueError):
-    """A row that is rejected; the text is the reason stored and shown."""
 
 
 @dataclass(frozen=True)
@@ -236,12 +229,3 @@ def label_table(samples: Sequence[Sample], rows: Sequence[LabelRow]) -> pa.Table
         "reason": [row.reason for row in rows],
     }
     return with_stats(columns, columns_of=schema.LABELS, stats={"pixels": dict(pixels)})
-
-
-def with_stats(columns: dict[str, list[Any]], *, columns_of: pa.Schema, stats: dict[str, Any]) -> pa.Table:
-    """A table without the partition columns; its reasons and counts travel in the file's metadata."""
-    pairs = zip(columns["id"], columns["reason"], strict=True)
-    stats = {"reasons": {row_id: reason for row_id, reason in pairs if reason is not None}, **stats}
-    fields = [field for field in columns_of if field.name not in schema.PARTITION_BY]
-    metadata = {STATS_KEY: json.dumps(stats, sort_keys=True).encode()}
-    return pa.Table.from_pydict(columns, schema=pa.schema(fields, metadata=metadata))

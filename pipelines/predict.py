@@ -22,7 +22,7 @@ import torch
 
 from pipelines import schema, storage
 from pipelines.images import decode_image
-from pipelines.ingest import by_class
+from pipelines.label_run import shards_in_scope
 from pipelines.labels import decode_label
 from pipelines.pictures import Picture, picture_views
 from pipelines.predict_worker import (
@@ -35,9 +35,9 @@ from pipelines.predict_worker import (
     PredictWorker,
     Sample,
 )
-from pipelines.pssl_run import shards_in_scope
 from pipelines.published import Checkpoint, device_of, open_checkpoint, threads_of
 from pipelines.schema import ShardKey
+from pipelines.shard_counts import by_class
 from pipelines.shards import CommitBuffer, ComputeSpec, ShardTask, run_shards
 from pipelines.sources.base import unique_ids, visible_files
 from pipelines.tables import Dataset, Table, differing_keys, read_shard_file

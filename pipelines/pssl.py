@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.pssl_plan import (
-    ClassifierPlan,
-    LabelPlan,
-    check_machine,
-    check_scores,
-    local_weights,
-    make_plan,
-    pssl_label_space,
-)
-from pipelines.pssl_run import LabelWork, OnProgress, PsslResult, run_work, runs_uri, shards_in_scope
+from pipelines.label_run import LabelResult, LabelWork, OnProgress, run_work, shards_in_scope
+from pipelines.pssl_plan import check_scores, local_weights, make_plan, pssl_label_space
 from pipelines.pssl_spec import EnsembleSpec, PsslSpec, used_classifiers
 from pipelines.pssl_worker import PsslWorker
+from pipelines.shard_counts import read_stats, summed
 from pipelines.shards import ComputeSpec
 from pipelines.tables import Dataset
 from seg_models.weights.classifiers import ClassifierSpec
 
-__all__ = [
-    "ClassifierPlan",
-    "EnsembleSpec",
-    "LabelPlan",
-    "LabelWork",
-    "PsslResult",
-    "PsslSpec",
-    "PsslWorker",
-    "check_machine",
-    "make_plan",
-    "make_pssl",
-    "plan_pssl",
-    "pssl_label_space",
-    "run_work",
-    "runs_uri",
-]
+
+@dataclass(frozen=True)
+class PsslWork(LabelWork):
+    """A label set of pseudo-labels to be written."""
+
+    titles: tuple[str, ...] = ()
+    """Names of the classifiers, in order; none for imported labels."""
+
+
+@dataclass(frozen=True)
+class PsslResult(LabelResult):
+    """What a run did."""
+
+    skipped_maps: dict[str, int]
+    """Explanation maps without signal, by classifier."""
 
 
 def make_pssl(
@@ -65,7 +58,23 @@ def make_pssl(
     """
     compute = compute or ComputeSpec()
     work = plan_pssl(dataset, labels=labels, pssl=pssl, ensemble=ensemble, split=split, compute=compute)
-    return run_work(work, compute=compute, label="pssl", max_rejected=max_rejected, on_progress=on_progress)
+    return run_pssl(work, compute=compute, max_rejected=max_rejected, on_progress=on_progress)
+
+
+def run_pssl(
+    work: PsslWork, *, compute: ComputeSpec, max_rejected: float = 0.5, on_progress: OnProgress | None = None
+) -> PsslResult:
+    """Write or continue the label set that was planned; Ray must be running.
+
+    Raises:
+        ValueError: the label set follows another plan, or too many rows are rejected.
+        ShardError: a worker failed; finished shards are committed.
+    """
+    done = run_work(work, compute=compute, max_rejected=max_rejected, on_progress=on_progress)
+    skipped = summed(read_stats(work.open(), split=work.split), "skipped")
+    return PsslResult(
+        **vars(done), skipped_maps={title: skipped[str(index)] for index, title in enumerate(work.titles)}
+    )
 
 
 def plan_pssl(
@@ -76,7 +85,7 @@ def plan_pssl(
     ensemble: EnsembleSpec,
     split: str | None = None,
     compute: ComputeSpec | None = None,
-) -> LabelWork:
+) -> PsslWork:
     """Check everything that can be checked before work starts; nothing is written.
 
     Raises:
@@ -92,7 +101,8 @@ def plan_pssl(
     device: Literal["cpu", "cuda"] = "cuda" if compute.gpus > 0 else "cpu"
     plan = make_plan(pssl, local_weights(classifiers), images=images.fingerprint(), device=device)
     space = pssl_label_space(opened.info.label_space)
-    work = LabelWork(
+    work = PsslWork(
+        verb="pssl",
         dataset=opened,
         labels=labels,
         split=split,

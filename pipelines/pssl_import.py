@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import storage
-from pipelines.ingest_worker import RowError
+from pipelines.label_run import ImageShard, OnProgress, shards_in_scope
 from pipelines.labels import LabelSpace, encode_label
+from pipelines.pssl import PsslResult, PsslWork, run_pssl
 from pipelines.pssl_plan import pssl_label_space
-from pipelines.pssl_run import LabelWork, OnProgress, PsslResult, run_work, shards_in_scope
-from pipelines.pssl_worker import ImageShard, ShardStats, label_table
+from pipelines.pssl_worker import label_table, pssl_counts
 from pipelines.schema import Receipt
+from pipelines.shard_counts import RowError, ShardCounts
 from pipelines.shards import ComputeSpec
 from pipelines.tables import Dataset, read_shard_file, write_shard
 
@@ -55,18 +56,12 @@ def import_npz(
         ShardError: a worker failed.
     """
     work = plan_import(dataset, folder=folder, labels=labels, split=split, minus_one=minus_one)
-    return run_work(
-        work,
-        compute=compute or ComputeSpec(),
-        label="pssl import",
-        max_rejected=max_rejected,
-        on_progress=on_progress,
-    )
+    return run_pssl(work, compute=compute or ComputeSpec(), max_rejected=max_rejected, on_progress=on_progress)
 
 
 def plan_import(
     dataset: str, *, folder: str, labels: str, split: str | None = None, minus_one: MinusOne = "void"
-) -> LabelWork:
+) -> PsslWork:
     """Check what can be checked before work starts; nothing is written.
 
     Raises:
@@ -79,7 +74,8 @@ def plan_import(
     opened = Dataset.open(dataset)
     images = opened.images
     space = pssl_label_space(opened.info.label_space)
-    work = LabelWork(
+    work = PsslWork(
+        verb="pssl",
         dataset=opened,
         labels=labels,
         split=split,
@@ -126,15 +122,15 @@ class NpzWorker:
 
     def __call__(self, shard: ImageShard) -> Receipt:
         """Import a shard and return its receipt."""
-        stats = ShardStats()
+        counts = pssl_counts()
         columns = ("id", "height", "width", "class", "reason")
         rows = read_shard_file(self._images_uri, shard.path, columns=columns).to_pylist()
-        labels = [self._import_row(row, stats) for row in rows]
-        table = label_table([row["id"] for row in rows], labels, stats)
+        labels = [self._import_row(row, counts) for row in rows]
+        table = label_table([row["id"] for row in rows], labels, counts)
         receipt = write_shard(self._labels_uri, shard.key, table)
-        return dataclasses.replace(receipt, stats=stats.of_receipt())
+        return dataclasses.replace(receipt, stats=counts.of_receipt())
 
-    def _import_row(self, row: dict[str, Any], stats: ShardStats) -> bytes | RowError:
+    def _import_row(self, row: dict[str, Any], counts: ShardCounts) -> bytes | RowError:
         try:
             if row["reason"] is not None:
                 raise RowError(f"image was rejected: {row['reason']}")
@@ -148,9 +144,9 @@ class NpzWorker:
             mask = read_mask(data, height=row["height"], width=row["width"])
             label = mask_to_label(mask, class_index=row["class"], space=self._space, minus_one=self._minus_one)
         except RowError as error:
-            stats.reasons[str(error)] += 1
+            counts.reject(str(error))
             return error
-        stats.count(label)
+        counts.count_pixels("pixels", label)
         return encode_label(label)
 
     def _find(self, image_id: str) -> tuple[str, bytes]:

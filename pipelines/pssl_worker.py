@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,25 +13,17 @@ from numpy.typing import NDArray
 
 from pipelines import schema
 from pipelines.images import ImageError, decode_image
-from pipelines.ingest_worker import RowError, with_stats
+from pipelines.label_run import ImageShard
 from pipelines.labels import LabelSpace, encode_label
 from pipelines.pssl_plan import LabelPlan, build_ensemble, check_machine, target_index
 from pipelines.pssl_spec import PsslSpec
-from pipelines.schema import Receipt, ShardKey
+from pipelines.schema import Receipt
+from pipelines.shard_counts import RowError, ShardCounts, with_stats
 from pipelines.tables import read_shard_file, write_shard
 from seg_models.deciles import pseudo_label
 from seg_models.weights.classifiers import ClassifierSpec
 
 NO_SIGNAL = "every explanation map is zero"
-
-
-@dataclass(frozen=True)
-class ImageShard:
-    """Address of a committed shard of images."""
-
-    key: ShardKey
-    path: str
-    """Relative to the image table."""
 
 
 class PsslWorker:
@@ -68,18 +56,18 @@ class PsslWorker:
         self._settings = PsslSpec.model_validate(plan.settings)
         self._ensemble = build_ensemble(plan, classifiers)
         self._num_scores = min((classifier.num_classes for classifier in classifiers), default=space.num_classes)
-        self._stats = ShardStats()
+        self._counts = pssl_counts()
 
     def __call__(self, shard: ImageShard) -> Receipt:
         """Label a shard and return its receipt, with the shard's counts as stats."""
-        self._stats = ShardStats()
-        with self._stats.phase("read"):
+        self._counts = pssl_counts()
+        with self._counts.phase("read"):
             rows = read_shard_file(self._images_uri, shard.path, columns=("id", "image", "class", "reason")).to_pylist()
         labels = [self._label_row(row) for row in rows]
-        with self._stats.phase("write"):
-            table = label_table([row["id"] for row in rows], labels, self._stats)
+        with self._counts.phase("write"):
+            table = label_table([row["id"] for row in rows], labels, self._counts)
             receipt = write_shard(self._labels_uri, shard.key, table)
-        return dataclasses.replace(receipt, stats=self._stats.of_receipt())
+        return dataclasses.replace(receipt, stats=self._counts.of_receipt())
 
     def _label_row(self, row: dict[str, Any]) -> bytes | RowError:
         """The encoded label of one row, or why it has none."""
@@ -90,20 +78,19 @@ class PsslWorker:
                 raise RowError("no image-level class")
             label = self._label(row["image"], class_index=row["class"], image_id=row["id"])
         except (RowError, ImageError) as error:
-            self._stats.reasons[str(error)] += 1
-            return RowError(str(error))
-        with self._stats.phase("encode"):
+            return RowError(self._counts.reject(str(error)))
+        with self._counts.phase("encode"):
             return encode_label(label)
 
     def _label(self, data: bytes, *, class_index: int, image_id: str) -> NDArray[Any]:
         """The label (H, W) of an image file."""
         background = self._space.background
         assert background is not None
-        with self._stats.phase("decode"):
+        with self._counts.phase("decode"):
             image = decode_image(data)
-        with self._stats.phase("explain"):
+        with self._counts.phase("explain"):
             scores = self._scores(image, class_index=class_index, image_id=image_id)
-        with self._stats.phase("label"):
+        with self._counts.phase("label"):
             label = pseudo_label(
                 scores,
                 class_index=class_index,
@@ -111,7 +98,7 @@ class PsslWorker:
                 top_deciles=self._settings.top_deciles,
                 dtype=self._space.dtype,
             )
-            self._stats.count(label)
+            self._counts.count_pixels("pixels", label)
         return label
 
     def _scores(self, image: NDArray[np.uint8], *, class_index: int, image_id: str) -> NDArray[np.float64]:
@@ -122,45 +109,19 @@ class PsslWorker:
             raise RowError(str(error)) from error
         found = self._ensemble.scores(image, target=target, image_id=image_id)
         for index in found.skipped:
-            self._stats.skipped[str(index)] += 1
+            self._counts.tables["skipped"][str(index)] += 1
         if found.scores is None:
             raise RowError(NO_SIGNAL)
         scores: NDArray[np.float64] = found.scores.cpu().numpy()
         return scores
 
 
-class ShardStats:
-    """Counts of one shard: pixels per class, maps without signal per classifier, reasons, seconds per phase."""
-
-    def __init__(self) -> None:
-        self.reasons: Counter[str] = Counter()
-        self.skipped: Counter[str] = Counter()
-        """By the classifier's place in the ensemble."""
-        self._pixels: Counter[str] = Counter()
-        self._seconds: defaultdict[str, float] = defaultdict(float)
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent in the block to a phase."""
-        start = time.perf_counter()
-        yield
-        self._seconds[name] += time.perf_counter() - start
-
-    def count(self, label: NDArray[Any]) -> None:
-        """Add the pixels of a label."""
-        values, counts = np.unique(label, return_counts=True)
-        self._pixels.update({str(value): count for value, count in zip(values.tolist(), counts.tolist(), strict=True)})
-
-    def of_file(self) -> dict[str, Any]:
-        """What the shard's file holds: no times, so that a repeated shard has equal bytes."""
-        return {"pixels": dict(self._pixels), "skipped": dict(self.skipped)}
-
-    def of_receipt(self) -> dict[str, Any]:
-        """What the driver is told."""
-        return {"reasons": dict(self.reasons), "seconds": dict(self._seconds)}
+def pssl_counts() -> ShardCounts:
+    """Pixels by class, and maps without signal by the classifier's place in the ensemble."""
+    return ShardCounts("pixels", "skipped")
 
 
-def label_table(ids: Sequence[str], labels: Sequence[bytes | RowError], stats: ShardStats) -> pa.Table:
+def label_table(ids: Sequence[str], labels: Sequence[bytes | RowError], counts: ShardCounts) -> pa.Table:
     """Rows of a label shard with their counts, in the order of the image shard."""
     columns: dict[str, list[Any]] = {
         "id": list(ids),
@@ -168,4 +129,4 @@ def label_table(ids: Sequence[str], labels: Sequence[bytes | RowError], stats: S
         "confidence": [None] * len(ids),
         "reason": [str(label) if isinstance(label, RowError) else None for label in labels],
     }
-    return with_stats(columns, columns_of=schema.LABELS, stats=stats.of_file())
+    return with_stats(columns, columns_of=schema.LABELS, stats=counts.of_file())

@@ -63,8 +63,8 @@ def start(dataset: Path, weights: Path) -> subprocess.Popen[bytes]:
 # The real command line, with every receipt committed at once, so that there is something to interrupt.
 _DRIVER = """
 import sys
-from pipelines import pssl_run, shards
-pssl_run.CommitBuffer = lambda commit: shards.CommitBuffer(commit, max_receipts=1)
+from pipelines import label_run, shards
+label_run.CommitBuffer = lambda commit: shards.CommitBuffer(commit, max_receipts=1)
 from jobs.cli import main
 main(sys.argv[1:])
 """

@@ -16,9 +16,10 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
+from jobs import label_job
 from jobs import pssl as verb
 from jobs.specs import PsslJob
-from pipelines import pssl_run, schema
+from pipelines import label_run, schema
 from pipelines.labels import LabelSpace
 from pipelines.schema import ShardKey
 from pipelines.shards import RunStats, ShardTask
@@ -35,9 +36,9 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
             other["on_result"](task.key, working(task.payload))
         return RunStats(tasks=len(tasks), actors=1)
 
-    monkeypatch.setattr(pssl_run, "run_shards", run_here)
-    monkeypatch.setattr(verb, "ray_session", lambda compute: contextlib.nullcontext())
-    monkeypatch.setattr(verb, "preflight", lambda job: None)
+    monkeypatch.setattr(label_run, "run_shards", run_here)
+    monkeypatch.setattr(label_job, "ray_session", lambda compute: contextlib.nullcontext())
+    monkeypatch.setattr(label_job, "preflight", lambda job: None)
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_other_settings_for_an_existing_label_set_are_refused_before_ray_starts(
     table: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verb.run(PsslJob.model_validate(table))
-    monkeypatch.setattr(verb, "ray_session", lambda compute: pytest.fail("Ray was started"))
+    monkeypatch.setattr(label_job, "ray_session", lambda compute: pytest.fail("Ray was started"))
     with pytest.raises(ValueError, match=r"plan\.settings\.seed: now 7, there 0"):
         verb.run(PsslJob.model_validate(table | {"pssl": {**table["pssl"], "seed": 7}}))
 

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import autolabel
 from jobs.specs import AutolabelJob, TrackingSpec
-from pipelines import pssl_run
+from pipelines import label_run
 from pipelines.autolabel import AutolabelResult, plan_autolabel, run_autolabel
 from pipelines.autolabel_worker import AutolabelWorker, check_machine
 from pipelines.images import decode_image
@@ -116,7 +116,7 @@ def test_a_broken_run_continues_to_the_same_bytes_as_an_undisturbed_one(
         run_inline(worker, tasks=tasks[:1], on_result=on_result, **rest)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pssl_run, "run_shards", first_shard_only)
+    monkeypatch.setattr(label_run, "run_shards", first_shard_only)
     work = plan_autolabel(teacher, dataset=dataset.root, labels="broken", threshold=THRESHOLD)
     with pytest.raises(KeyboardInterrupt):
         run_autolabel(work, compute=ComputeSpec())

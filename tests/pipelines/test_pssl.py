@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipelines import pssl_run, schema
+from pipelines import label_run, schema
+from pipelines.label_run import ImageShard, LabelWork, run_work
 from pipelines.labels import LabelSpace, decode_label, with_background
 from pipelines.pssl import make_pssl, plan_pssl
 from pipelines.pssl_import import import_npz, mask_to_label, npz_paths
 from pipelines.pssl_plan import LabelPlan, check_machine, check_scores, make_plan, pssl_label_space, target_index
-from pipelines.pssl_run import LabelWork, run_work
 from pipelines.pssl_spec import EnsembleSpec, PsslSpec
-from pipelines.pssl_worker import NO_SIGNAL, ImageShard, PsslWorker
+from pipelines.pssl_worker import NO_SIGNAL, PsslWorker
 from pipelines.schema import Receipt, ShardKey
 from pipelines.shards import ComputeSpec, RunStats, ShardTask
 from pipelines.tables import Dataset, DatasetInfo, write_shard
@@ -311,7 +311,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
             other["on_result"](task.key, working(task.payload))
         return RunStats(tasks=len(tasks), actors=1)
 
-    monkeypatch.setattr(pssl_run, "run_shards", run_here)
+    monkeypatch.setattr(label_run, "run_shards", run_here)
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -346,7 +346,7 @@ def test_a_run_stopped_half_way_continues_to_equal_bytes(tmp_path: Path) -> None
     assert (resumed.resumed_shards, resumed.num_shards) == (2, 4)
     assert (resumed.digest, resumed.class_pixels, resumed.reasons) == (whole.digest, whole.class_pixels, whole.reasons)
     files = dataset.labels("half").files()
-    again = run_work(work, compute=ComputeSpec(), label="pssl", max_rejected=0.5)
+    again = run_work(work, compute=ComputeSpec())
     assert (again.resumed_shards, again.digest, again.images_per_s) == (4, whole.digest, 0.0)
     assert dataset.labels("half").files() == files
 

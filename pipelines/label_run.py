@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipelines import storage
-from pipelines.ingest import by_class, group, merged, summed
-from pipelines.ingest_worker import STATS_KEY
 from pipelines.labels import LabelSpace
-from pipelines.pssl_worker import ImageShard
 from pipelines.schema import Receipt, ShardKey
+from pipelines.shard_counts import by_class, group, merged, read_stats, summed
 from pipelines.shards import CommitBuffer, ComputeSpec, ShardTask, run_shards
 from pipelines.tables import Dataset, ShardFile, Table, read_shard_file
 from seg_models.spec import did_you_mean
 
 NUM_EXAMPLES = 8
-FOOTER_THREADS = 16
 
 OnProgress = Callable[[dict[str, float], int], None]
 """Called with metrics and the number of images done."""
 
 
 @dataclass(frozen=True)
+class ImageShard:
+    """Address of a committed shard of images; what a worker is given."""
+
+    key: ShardKey
+    path: str
+    """Relative to the image table."""
+
+
+@dataclass(frozen=True)
 class LabelWork:
     """A label set to be written: its plan, the shards in scope and what workers are built with."""
 
+    verb: str
+    """What makes the labels; the run's folder has its name."""
     dataset: Dataset
     labels: str
     """Name of the label set."""
@@ -44,8 +48,6 @@ class LabelWork:
     worker: type
     worker_args: dict[str, Any]
     """Without `labels_uri`, which is added."""
-    titles: tuple[str, ...] = ()
-    """Names of the classifiers, in order."""
 
     @property
     def num_images(self) -> int:
@@ -54,8 +56,8 @@ class LabelWork:
 
     @property
     def run_uri(self) -> str:
-        """Folder of the run: its job, result and counts."""
-        return runs_uri(self.dataset.root, self.labels)
+        """Folder of the run: its job and result."""
+        return storage.join(self.dataset.root, "runs", f"{self.verb}-{self.labels}")
 
     def committed(self) -> set[ShardKey]:
         """Shards that the label set has already; none where it does not exist yet.
@@ -75,7 +77,7 @@ class LabelWork:
 
 
 @dataclass(frozen=True)
-class PsslResult:
+class LabelResult:
     """What a run did. Counts are of all rows in scope, speeds of this run alone."""
 
     images_in: int
@@ -91,9 +93,7 @@ class PsslResult:
     resumed_shards: int
     """Shards that earlier runs had committed."""
     class_pixels: dict[str, int]
-    """Pixels by class name."""
-    skipped_maps: dict[str, int]
-    """Explanation maps without signal, by classifier."""
+    """Pixels by class name; `(void)` are those without a label."""
     phases: dict[str, float]
     """Seconds in each phase, summed over actors."""
     actors: int
@@ -103,11 +103,6 @@ class PsslResult:
     def as_dict(self) -> dict[str, Any]:
         """JSON-serialisable form."""
         return {**asdict(self), "examples": list(self.examples)}
-
-
-def runs_uri(dataset: str, labels: str) -> str:
-    """Folder of the run that writes a label set."""
-    return storage.join(storage.normalise(dataset), "runs", f"pssl-{labels}")
 
 
 def shards_in_scope(dataset: Dataset, images: Table, split: str | None) -> tuple[ShardFile, ...]:
@@ -132,10 +127,9 @@ def run_work(
     work: LabelWork,
     *,
     compute: ComputeSpec,
-    label: str,
-    max_rejected: float,
+    max_rejected: float = 0.5,
     on_progress: OnProgress | None = None,
-) -> PsslResult:
+) -> LabelResult:
     """Label every shard that is not committed yet; Ray must be running.
 
     Raises:
@@ -157,7 +151,7 @@ def run_work(
     worker_args = {**work.worker_args, "labels_uri": table.uri}
     try:
         stats = run_shards(
-            work.worker, tasks=tasks, worker_args=worker_args, compute=compute, on_result=on_result, label=label
+            work.worker, tasks=tasks, worker_args=worker_args, compute=compute, on_result=on_result, label=work.verb
         )
     finally:
         buffer.flush()
@@ -204,12 +198,11 @@ class _Tally:
             )
 
 
-def _result(work: LabelWork, tally: _Tally, *, resumed: int, seconds: float, actors: int) -> PsslResult:
+def _result(work: LabelWork, tally: _Tally, *, resumed: int, seconds: float, actors: int) -> LabelResult:
     table = work.open()
     counts = table.counts(split=work.split)
     stats = read_stats(table, split=work.split)
-    skipped = summed(stats, "skipped")
-    return PsslResult(
+    return LabelResult(
         images_in=work.num_images,
         labelled=counts.good,
         rejected=counts.rejected,
@@ -220,23 +213,10 @@ def _result(work: LabelWork, tally: _Tally, *, resumed: int, seconds: float, act
         num_shards=len(work.shards),
         resumed_shards=resumed,
         class_pixels=by_class(summed(stats, "pixels"), work.space),
-        skipped_maps={title: skipped[str(index)] for index, title in enumerate(work.titles)},
         phases={name: round(value, 2) for name, value in tally.seconds.items()},
         actors=actors,
         examples=_examples(table, work.split),
     )
-
-
-def read_stats(table: Table, *, split: str | None) -> list[dict[str, Any]]:
-    """The counts in the footer of every committed shard file, earlier runs' included."""
-
-    def read(path: str) -> dict[str, Any]:
-        with storage.open_input(storage.join(table.uri, path)) as stream:
-            found: dict[str, Any] = json.loads(pq.read_schema(stream).metadata[STATS_KEY])
-        return found
-
-    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
-        return list(pool.map(read, [file.path for file in table.files(split=split)]))
 
 
 def _examples(table: Table, split: str | None) -> tuple[str, ...]:
