@@ -29,7 +29,7 @@ from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Reci
 TITLE = "The whole walk on generated scenes"
 ARMS = {"scratch": "from scratch", "pssl": "PSSL pre-trained", "pssl_teacher": "PSSL + teacher labels"}
 MARK = ".segray-demo"  # tells a demo's folder from anybody else's
-PRETRAIN_STEPS, FINETUNE_STEPS = 200, 150
+PRETRAIN_STEPS, FINETUNE_STEPS = 180, 120
 VIEW = 2 * SIZE  # scenes are enlarged for the network, whose cells are eight pixels wide
 MODEL = "pspnet_resnet10t_narrow"
 

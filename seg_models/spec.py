@@ -5,12 +5,14 @@ from __future__ import annotations
 import abc
 import importlib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
 from seg_models.names import did_you_mean as did_you_mean
-from seg_models.outputs import SegModel
+
+if TYPE_CHECKING:  # what only reads settings, such as the workers of ingest, starts without torch
+    from seg_models.outputs import SegModel
 
 
 class Spec(BaseModel):
