@@ -86,8 +86,10 @@ class Verbs:
         return storage.join(self.output, *parts)
 
     def ingest(self, dataset: str, source: AnySource, *, shard_rows: int = 256) -> dict[str, Any]:
-        """Images -> a dataset."""
-        return ingest.run(IngestJob(source=source, dataset=self.place(dataset), shard_rows=shard_rows, **self.common))
+        """Images -> a dataset; `labelled` of the result are the rows written, with a label where the source has any."""
+        job = IngestJob(source=source, dataset=self.place(dataset), shard_rows=shard_rows, **self.common)
+        result = ingest.run(job)
+        return result | {"labelled": result["good"]}
 
     def pssl(self, dataset: str, *, ensemble: Any, settings: PsslSpec) -> dict[str, Any]:
         """Images with classes -> the label set `pssl`."""

@@ -117,7 +117,8 @@ def arms_section(walk: Walk, output: Path, arms: Mapping[str, str]) -> str:
 def stages_section(stages: Mapping[str, Mapping[str, Any]]) -> str:
     """What every stage took and made, with its place in time."""
     total = sum(stage["seconds"] for stage in stages.values()) or 1.0
-    head = "".join(f'<th scope="col" class="n">{name}</th>' for name in (*COUNTS, "seconds")).replace("_", " ")
+    words = ("images in", "written", "rejected", "seconds")
+    head = "".join(f'<th scope="col" class="n">{word}</th>' for word in words)
     rows, start = [], 0.0
     for name, stage in stages.items():
         counts = [html.number(stage[key]) if key in stage else "" for key in COUNTS]

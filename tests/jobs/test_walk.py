@@ -11,10 +11,11 @@ import pytest
 
 from jobs import demo, real
 from jobs.specs import DemoJob, RealJob
-from jobs.walk import Walk, closing, summarise
+from jobs.walk import Verbs, Walk, closing, summarise
 from jobs.walk_report import write_walk_report
 from pipelines.labels import LabelSpace
 from pipelines.pictures import png
+from pipelines.sources import FolderSource
 from tests.html_page import Page
 from tests.tiny_data import write_dataset
 
@@ -106,6 +107,14 @@ def evaluation(folder: Path, *, miou: float) -> dict[str, Any]:
         "label_space": space.model_dump(mode="json"),
         "pictures": [{"id": "scene", "kind": "fixed", "miou": miou, **views}],
     }
+
+
+def test_rows_of_images_without_labels_count_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = {"images_in": 5, "good": 4, "labelled": 0, "rejected": 1}
+    monkeypatch.setattr("jobs.walk.ingest.run", lambda job: counts)
+    source = FolderSource(images=str(tmp_path))
+    result = Verbs(DemoJob(), str(tmp_path)).ingest("photos", source)
+    assert (result["images_in"], result["labelled"], result["rejected"]) == (5, 4, 1)
 
 
 def test_the_summary_adds_up(walk: Walk) -> None:
