@@ -36,6 +36,7 @@ PASSED_ON = (
     "MLFLOW_TRACKING_TOKEN",
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
+    "OMP_WAIT_POLICY",
 )
 USAGE = """usage: segray submit VERB job.toml [--address URL] [--no-follow] [--no-code] [--python PATH]
                                          [--submission-id ID] [--key value ...]
@@ -223,10 +224,12 @@ def choose_id(wanted: str, known: Mapping[str, str]) -> tuple[str, bool]:
 
 
 def _environment() -> dict[str, str]:
+    from jobs.cluster import THREADS
+
     passed = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
     if "MLFLOW_TRACKING_URI" in passed:
         passed["MLFLOW_TRACKING_URI"] = absolute_database(passed["MLFLOW_TRACKING_URI"])
-    return {**passed, "PYTHONUNBUFFERED": "1"}
+    return {**THREADS, **passed, "PYTHONUNBUFFERED": "1"}
 
 
 def follow(client: Any, chosen: str) -> int:

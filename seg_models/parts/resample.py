@@ -15,8 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CPU_STRIP_ELEMENTS = 1 << 18
-"""Elements of a strip that stay in the cache of a CPU core."""
+CPU_STRIP_ELEMENTS = 1 << 20
+"""Elements of a strip on a CPU: near enough to the cores, and enough work for each of their threads."""
 DEVICE_STRIP_ELEMENTS = 1 << 26
 """Elements of a strip that keep an accelerator busy."""
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ray
+
 # In a process of its own: the token that Ray holds is one for the whole process.
 PROGRAM = """
 import os, ray
@@ -36,3 +38,7 @@ def test_a_token_of_the_home_folder_is_not_sent_to_a_local_ray_of_our_own(tmp_pa
         check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
+
+
+def test_workers_of_a_local_ray_wait_without_spinning(ray_local: None) -> None:
+    assert ray.get(ray.remote(os.getenv).remote("OMP_WAIT_POLICY")) == os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
