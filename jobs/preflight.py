@@ -28,9 +28,21 @@ def preflight(job: Job) -> None:
         ValueError: it needs what the cluster does not have, its output cannot be written, or a node does not see one of
             its places.
     """
+    folder = os.getcwd()
     wait_until_fits(job)
     storage.check_writable(storage.normalise(output_of(job)))
     check_places(places(job))
+    enter_again(folder)
+
+
+def enter_again(folder: str) -> None:
+    """Step into the working folder anew.
+
+    Nodes on one machine share the folder of a submitted package, and the first task on the second node replaces it:
+    this process would stand in a removed folder, and MLflow asks where it stands.
+    """
+    if os.path.isdir(folder):
+        os.chdir(folder)
 
 
 def output_of(job: Job) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +102,15 @@ class FarNode:
 
     def remote(self, probes: list[preflight.Probe]) -> list[str]:
         return [probe.folder for probe in probes] if self.node == self.blind else []
+
+
+def test_a_working_folder_that_was_replaced_is_entered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "package"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    folder.mkdir()
+    with pytest.raises(FileNotFoundError):
+        os.getcwd()
+    preflight.enter_again(str(folder))
+    assert os.getcwd() == str(folder)
