@@ -28,21 +28,25 @@ def preflight(job: Job) -> None:
         ValueError: it needs what the cluster does not have, its output cannot be written, or a node does not see one of
             its places.
     """
-    folder = os.getcwd()
+    enter_again()
     wait_until_fits(job)
     storage.check_writable(storage.normalise(output_of(job)))
     check_places(places(job))
-    enter_again(folder)
+    enter_again()
 
 
-def enter_again(folder: str) -> None:
-    """Step into the working folder anew.
+def enter_again() -> None:
+    """Step into the working folder anew where it was replaced.
 
-    Nodes on one machine share the folder of a submitted package, and the first task on the second node replaces it:
-    this process would stand in a removed folder, and MLflow asks where it stands.
+    Nodes on one machine share the folder of a submitted package, and the first process on the second node replaces it:
+    the driver would stand in a removed folder, and MLflow asks where it stands.
     """
-    if os.path.isdir(folder):
-        os.chdir(folder)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        folder = os.readlink("/proc/self/cwd").removesuffix(" (deleted)")
+        if os.path.isdir(folder):
+            os.chdir(folder)
 
 
 def output_of(job: Job) -> str:

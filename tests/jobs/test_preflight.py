@@ -112,5 +112,5 @@ def test_a_working_folder_that_was_replaced_is_entered_again(tmp_path: Path, mon
     folder.mkdir()
     with pytest.raises(FileNotFoundError):
         os.getcwd()
-    preflight.enter_again(str(folder))
+    preflight.enter_again()
     assert os.getcwd() == str(folder)
