@@ -105,8 +105,17 @@ def _record(tracked: Run, table: dict[str, Any], work: LabelWork, *, metrics: Ma
 def _summary(result: LabelResult, work: LabelWork, *, lines: list[str]) -> list[str]:
     return [
         f"labels {work.labels!r}: {result.labelled} of {result.images_in} images labelled, {result.rejected} rejected "
-        f"({result.seconds:.1f} s, {result.images_per_s:.2f} images/s, {result.actors} actors)",
+        f"({_effort(result)})",
         *(f"  {line}" for line in lines),
         *(f"  {count} x {reason}" for reason, count in result.reasons.items()),
         f"  SHA-256 over id and label: {result.digest}",
     ]
+
+
+def _effort(result: LabelResult) -> str:
+    """What this run did, and what earlier runs had done before it."""
+    earlier = f"{result.resumed_shards} of {result.num_shards} shards committed by earlier runs"
+    if result.resumed_shards == result.num_shards:
+        return f"nothing left to do: {earlier}"
+    speed = f"{result.seconds:.1f} s, {result.images_per_s:.2f} images/s, {result.actors} actors"
+    return f"{speed}; {earlier}" if result.resumed_shards else speed

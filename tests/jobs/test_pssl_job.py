@@ -80,6 +80,8 @@ def test_a_job_writes_its_settings_and_result_beside_the_labels(
     assert found["digest"] == Dataset.open(table["dataset"]).labels("pssl").label_digest()
     assert "3 of 4 images labelled, 1 rejected" in (printed := capsys.readouterr().out)
     assert "1 x no image-level class" in printed
+    verb.run(job)
+    assert "(nothing left to do: 1 of 1 shards committed by earlier runs)" in capsys.readouterr().out
 
 
 def test_a_dry_run_tells_the_plan_and_writes_nothing(table: dict[str, Any]) -> None:
