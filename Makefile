@@ -12,7 +12,7 @@ export SEGRAY_DATA
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: requirements.lock pyproject.toml
+$(VENV)/.ready: requirements.lock pyproject.toml seg_models/version.py
 	PYTHON="$(PYTHON)" sh .ci/setup
 	touch $@
 
@@ -20,6 +20,7 @@ demo: setup
 	$(BIN)/segray demo --output out/demo
 
 # Two processes: the tests that start Ray share one local cluster in the first, the rest run in the second.
+# Every test belongs to `test` or `faults`; those that kill processes but are quick belong to both.
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "not slow"
 
@@ -33,7 +34,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.run --output out/bench.json
 
 faults: setup
-	$(BIN)/python -m pytest -q -m faults
+	$(BIN)/python -m pytest -q -m "faults or slow"
 
 study: setup
 	$(BIN)/python -m benchmarks.study --data $(SEGRAY_DATA) --output out/study

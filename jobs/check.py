@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from jobs.cluster import ray_session
+from jobs.dry_run import show_plan
 from jobs.preflight import preflight
 from jobs.specs import CheckJob
 from jobs.tracking import check_tracking, track
@@ -26,15 +27,16 @@ def run(job: CheckJob, *, dry_run: bool = False) -> dict[str, Any]:
     """
     dataset = Dataset.open(job.dataset)
     output = storage.normalise(job.output)
-    check_tracking(job, output, dry_run=dry_run)
     if dry_run:
-        return show_plan(job, dataset)
+        check_tracking(job, dry_run=True)
+        return show_plan(job, planned(job, dataset))
     storage.check_writable(output)
-    storage.write_text(storage.join(output, "job.json"), job.model_dump_json(indent=2))
+    check_tracking(job)
     with ray_session(job.compute):
         preflight(job)
         record = {"name": dataset.info.name, "source": dataset.root, "fingerprint": dataset.images.fingerprint()}
         with track(job, verb="check", output=output, dataset=record) as tracked:
+            storage.write_text(storage.join(output, "job.json"), job.model_dump_json(indent=2))
             report = check_dataset(dataset.root, labels=job.labels, compute=job.compute)
             result = report.to_json() | {"verb": "check", "failed": bool(report.errors), "mlflow": tracked.address}
             storage.write_text(storage.join(output, "result.json"), json.dumps(result, indent=2))
@@ -45,16 +47,13 @@ def run(job: CheckJob, *, dry_run: bool = False) -> dict[str, Any]:
     return result
 
 
-def show_plan(job: CheckJob, dataset: Dataset) -> dict[str, Any]:
+def planned(job: CheckJob, dataset: Dataset) -> dict[str, Any]:
     """What would be scanned."""
     table = label_table(dataset, job.labels)
     counts = dataset.images.counts()
-    plan = {
+    return {
         "dataset": dataset.root,
         "labels": job.labels if table is not None else None,
         "images": counts.rows,
         "shards": len(dataset.images.files()),
     }
-    result = {"job": job.model_dump(mode="json"), "plan": plan}
-    print(json.dumps(result, indent=2))
-    return result

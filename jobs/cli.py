@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from seg_models import __version__
 from seg_models.names import did_you_mean
 
 USER_ERROR, JOB_ERROR, INTERRUPTED = 2, 1, 130
@@ -72,9 +73,7 @@ def _dispatch(arguments: list[str]) -> int:
         print(_help())
         return 0
     if arguments[0] == "--version":
-        from importlib.metadata import version
-
-        print(f"segray {version('segray')}")
+        print(f"segray {__version__}")
         return 0
     name, rest = arguments[0], arguments[1:]
     if name == SUBMIT:

@@ -47,9 +47,8 @@ def ray_session(compute: ComputeSpec, *, num_cpus: int | None = None) -> Iterato
         return
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    address = compute.address or os.environ.get("RAY_ADDRESS")
-    if address and address != "local":
-        _connect(address)
+    if compute.cluster is not None:
+        _connect(compute.cluster)
     else:
         _start_local(num_cpus)
     try:

@@ -2,7 +2,7 @@
 
 Generated scenes have a small labelled part, a class-only part and an unlabelled part. Three arms end on the same
 held-out scenes: from scratch, pre-trained on PSSL labels, and the latter with teacher labels added. PSSL also runs on
-real photographs that lie inside the wheel of scikit-image, with three real ImageNet classifiers.
+real photographs that lie inside the wheels of scikit-image and scikit-learn, with three real ImageNet classifiers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from jobs.classifiers import train_classifiers
 from jobs.cluster import ray_session
+from jobs.dry_run import show_plan
 from jobs.photos import write_photos
 from jobs.scenes import CLASSES, COLORS, SIZE, write_scenes
 from jobs.specs import DemoJob, TrainData
@@ -44,8 +45,8 @@ def run(job: DemoJob, *, dry_run: bool = False) -> dict[str, Any]:
     """
     output = Path(job.output).resolve()
     if dry_run:
-        print(f"would generate scenes, train the arms {', '.join(ARMS)} and write {output / 'report.html'}")
-        return {"job": job.model_dump(mode="json")}
+        steps = {"pretrain_steps": PRETRAIN_STEPS, "finetune_steps": FINETUNE_STEPS}
+        return show_plan(job, {"arms": ARMS, "model": MODEL, **steps, "writes": str(output / "report.html")})
     clear(output)
     demo = Demo(job, output)
     with ray_session(job.compute):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jobs.cluster import ray_session
-from jobs.fits import fits
+from jobs.dry_run import show_plan
 from jobs.preflight import preflight
 from jobs.specs import EvaluateJob
 from jobs.tracked_run import Run, metric_key
@@ -32,14 +32,15 @@ def run(job: EvaluateJob, *, dry_run: bool = False) -> dict[str, Any]:
     """
     work = plan_evaluation(job.checkpoint, dataset=job.dataset, labels=job.labels, split=job.split)
     output = storage.normalise(job.output)
-    check_tracking(job, output, dry_run=dry_run)
     if dry_run:
-        return show_plan(job, work)
+        check_tracking(job, dry_run=True)
+        return show_plan(job, planned(work))
     storage.check_writable(output)
-    storage.write_text(storage.join(output, "job.json"), job.model_dump_json(indent=2))
+    check_tracking(job)
     with ray_session(job.compute):
         preflight(job)
         with track(job, verb="evaluate", output=output, dataset=dataset_record(work)) as tracked:
+            storage.write_text(storage.join(output, "job.json"), job.model_dump_json(indent=2))
             tracked.set_tags({"checkpoint": work.checkpoint.uri, "architecture": work.checkpoint.arch})
             result = run_evaluation(
                 work,
@@ -49,26 +50,23 @@ def run(job: EvaluateJob, *, dry_run: bool = False) -> dict[str, Any]:
                 num_worst=job.num_worst,
             )
             table = result_table(result, work) | {"mlflow": tracked.address}
-            write_evaluation(result, table, output=output)
+            write_evaluation(result, output=output)
             log_evaluation(tracked, result, step=trained_steps(work))
             tracked.log_dict(table, "result.json")
+            storage.write_text(storage.join(output, "result.json"), json.dumps(table, indent=2))
     print(summary(table))
     return table
 
 
-def show_plan(job: EvaluateJob, work: EvaluationWork) -> dict[str, Any]:
-    """The resolved job and what it would do."""
-    plan = {
+def planned(work: EvaluationWork) -> dict[str, Any]:
+    """What would be evaluated."""
+    return {
         "checkpoint": work.checkpoint.record,
         "parameters": work.checkpoint.info.get("params"),
         "images": work.num_images,
         "shards": len(work.shards),
         "classes": work.space.num_classes,
-        "compute": fits(job.compute),
     }
-    table = {"job": job.model_dump(mode="json"), "plan": plan}
-    print(json.dumps(table, indent=2))
-    return table
 
 
 def dataset_record(work: EvaluationWork) -> dict[str, str]:
@@ -97,8 +95,8 @@ def result_table(result: EvaluationResult, work: EvaluationWork) -> dict[str, An
     return table
 
 
-def write_evaluation(result: EvaluationResult, table: Mapping[str, Any], *, output: str) -> None:
-    """Write all files of an evaluation; `result.json` last."""
+def write_evaluation(result: EvaluationResult, *, output: str) -> None:
+    """Write all files of an evaluation but `result.json`, which says that all is done."""
     for picture in result.pictures:
         for name, data in picture.files().items():
             storage.write_bytes(storage.join(output, "pictures", name), data)
@@ -109,7 +107,6 @@ def write_evaluation(result: EvaluationResult, table: Mapping[str, Any], *, outp
     _write_csv(storage.join(output, "per_class.csv"), list(result.classes[0]), classes)
     _write_csv(storage.join(output, "per_image.csv"), ["id", "miou", "pixel_accuracy"], images)
     _write_csv(storage.join(output, "confusion.csv"), ["truth \\ prediction", *names], confusion)
-    storage.write_text(storage.join(output, "result.json"), json.dumps(table, indent=2))
 
 
 def log_evaluation(tracked: Run, result: EvaluationResult, *, step: int = 0) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jobs.dry_run import show_plan
 from jobs.specs import ExportJob
 from jobs.tracking import check_tracking, track
 from pipelines import storage
@@ -25,12 +26,13 @@ def run(job: ExportJob, *, dry_run: bool = False) -> dict[str, Any]:
         ValueError: what is wrong with the job, before work starts; or a file that differs from the eager model.
     """
     checkpoint, output = open_checkpoint(job.checkpoint), storage.normalise(job.output)
-    check_tracking(job, output, dry_run=dry_run)
     if dry_run:
-        return show_plan(job, checkpoint, output)
+        check_tracking(job, dry_run=True)
+        return show_plan(job, planned(job, checkpoint, output))
     storage.check_writable(output)
-    storage.write_text(storage.join(output, "job.json"), job.model_dump_json(indent=2))
+    check_tracking(job)
     with track(job, verb="export", output=output) as tracked:
+        storage.write_text(storage.join(output, "job.json"), job.model_dump_json(indent=2))
         tracked.set_tags({"checkpoint": checkpoint.uri, "architecture": checkpoint.arch})
         files = export_files(job, checkpoint, output)
         table = {"verb": "export", "checkpoint": checkpoint.record, "files": files, "mlflow": tracked.address}
@@ -43,16 +45,13 @@ def run(job: ExportJob, *, dry_run: bool = False) -> dict[str, Any]:
     return table
 
 
-def show_plan(job: ExportJob, checkpoint: Checkpoint, output: str) -> dict[str, Any]:
-    """Print the resolved job and what it would do."""
-    plan = {
+def planned(job: ExportJob, checkpoint: Checkpoint, output: str) -> dict[str, Any]:
+    """What would be exported."""
+    return {
         "checkpoint": checkpoint.record,
         "parameters": checkpoint.info.get("params"),
         "writes": [storage.join(output, f"model.{kind}") for kind in job.formats],
     }
-    table = {"job": job.model_dump(mode="json"), "plan": plan}
-    print(json.dumps(table, indent=2))
-    return table
 
 
 def export_files(job: ExportJob, checkpoint: Checkpoint, output: str) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from jobs.cluster import ray_session
+from jobs.dry_run import show_plan
 from jobs.preflight import preflight
 from jobs.specs import IngestJob
 from jobs.tracked_run import Run, metric_key
@@ -37,9 +38,11 @@ def run(job: IngestJob, *, dry_run: bool = False) -> dict[str, Any]:
         seed=job.seed,
     )
     output = run_folder(plan)
-    check_tracking(job, output, dry_run=dry_run)
     if dry_run:
-        return show_plan(job, plan)
+        check_tracking(job, dry_run=True)
+        return show_plan(job, plan.summary())
+    storage.check_writable(output)
+    check_tracking(job)
     print("\n".join(f"note: {note}" for note in plan.notes), end="\n" if plan.notes else "")
     with ray_session(job.compute):
         preflight(job)
@@ -47,21 +50,14 @@ def run(job: IngestJob, *, dry_run: bool = False) -> dict[str, Any]:
             storage.write_text(storage.join(output, "job.json"), job.model_dump_json(indent=2))
             result = ingest(plan, compute=job.compute)
             record(tracked, result, plan, output)
-    print(result.text())
-    check_share(result, job.max_rejected, output=output)
+            print(result.text())
+            check_share(result, job.max_rejected, output=output)
     return finished(result, tracked)
 
 
 def run_folder(plan: IngestPlan) -> str:
     """Where job and result of an ingest are written."""
     return storage.join(plan.root, "runs", f"ingest-{plan.labels or 'images'}")
-
-
-def show_plan(job: IngestJob, plan: IngestPlan) -> dict[str, Any]:
-    """The resolved job and what it would do."""
-    result = {"job": job.model_dump(mode="json"), "plan": plan.summary()}
-    print(json.dumps(result, indent=2))
-    return result
 
 
 def source_record(plan: IngestPlan) -> dict[str, str]:

@@ -21,7 +21,7 @@ class Entry:
 
     run_id: str
     kind: str
-    """metrics, params, tags, text, file, image, dataset or status."""
+    """metrics, curve, params, tags, text, file, image, dataset or status."""
     payload: dict[str, Any]
 
 

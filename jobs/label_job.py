@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from jobs.cluster import ray_session
-from jobs.fits import fits
+from jobs.dry_run import show_plan
 from jobs.preflight import preflight
 from jobs.specs import AutolabelJob, PsslJob
 from jobs.tracked_run import Run, metric_key
@@ -44,10 +44,11 @@ def run_label_job(
         ValueError: the label set follows another plan, the place cannot be written, too many rows have no label.
     """
     done = work.committed()
-    check_tracking(job, work.run_uri, dry_run=dry_run)
     if dry_run:
-        return _show_plan(job, work, facts=facts, num_done=sum(shard.key in done for shard in work.shards))
+        check_tracking(job, dry_run=True)
+        return show_plan(job, _planned(work, facts=facts, num_done=sum(shard.key in done for shard in work.shards)))
     storage.check_writable(work.run_uri)
+    check_tracking(job)
     with ray_session(job.compute):
         preflight(job)
         with track(job, verb=work.verb, output=work.run_uri, dataset=_images_record(work)) as tracked:
@@ -67,10 +68,8 @@ def run_label_job(
     return table
 
 
-def _show_plan(
-    job: PsslJob | AutolabelJob, work: LabelWork, *, facts: Mapping[str, Any], num_done: int
-) -> dict[str, Any]:
-    plan = {
+def _planned(work: LabelWork, *, facts: Mapping[str, Any], num_done: int) -> dict[str, Any]:
+    return {
         **facts,
         "dataset": work.dataset.root,
         "labels": work.labels,
@@ -80,11 +79,7 @@ def _show_plan(
         "shards_done": num_done,
         "classes": work.space.num_classes,
         "label_plan": work.plan,
-        "compute": fits(job.compute),
     }
-    table = {"job": job.model_dump(mode="json"), "plan": plan}
-    print(json.dumps(table, indent=2))
-    return table
 
 
 def _images_record(work: LabelWork) -> dict[str, str]:

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from jobs.dry_run import show_plan
 from jobs.specs import ModelsJob
 from seg_models.models import ModelInfo, describe_model, list_models
 
@@ -14,6 +15,8 @@ def run(job: ModelsJob, *, dry_run: bool = False) -> dict[str, Any]:
     """Print the table of models (or JSON) and return it; nothing is downloaded or allocated."""
     wanted = [job.model] if job.model is not None else list_models()
     infos = [describe_model(model, num_classes=job.num_classes) for model in wanted]
+    if dry_run:
+        return show_plan(job, {"models": [info.name for info in infos]})
     rows = [asdict(info) for info in infos]
     print(json.dumps(rows, indent=2) if job.json_output else _table(infos))
     return {"models": rows}

@@ -82,49 +82,37 @@ class Outbox:
 class BackgroundSender:
     """Sends metric points from a thread of its own, in batches, and tries again when that fails.
 
-    Args:
-        send: transmits one entry, or None where there is nothing to send to (everything is journalled).
-        journal: takes the points that do not fit the queue and those that are left at the end.
+    What does not fit the queue or is left at the end is not sent: whoever puts points keeps them as well.
     """
 
-    def __init__(self, run_id: str, *, send: Send | None, journal: Journal, max_points: int = 20_000) -> None:
-        self._run_id, self._send, self._journal = run_id, send, journal
-        self._max_points = max_points
+    def __init__(self, run_id: str, *, send: Send, max_points: int = 20_000) -> None:
+        self._run_id, self._send = run_id, send
+        self._max_points, self._left_out = max_points, 0
         self._points: deque[Point] = deque()
         self._changed = threading.Condition()
         self._closing = self._warned = False
         self._thread = threading.Thread(target=self._work, name="mlflow-sender", daemon=True)
-        if send is not None:
-            self._thread.start()
+        self._thread.start()
 
     def put(self, points: Sequence[Point]) -> None:
         """Queue points; never waits for the server."""
         with self._changed:
-            room = self._send is not None and not self._closing
-            room = room and len(self._points) + len(points) <= self._max_points
-            if room:
-                self._points.extend(points)
-                self._changed.notify()
-        if not room:
-            self._write(points)
+            if self._closing or len(self._points) + len(points) > self._max_points:
+                self._left_out += len(points)
+                return
+            self._points.extend(points)
+            self._changed.notify()
 
     def close(self, timeout: float = 10.0) -> int:
-        """Send what is queued, for at most `timeout` seconds; return how many points went to the journal instead."""
+        """Send what is queued, for at most `timeout` seconds; return how many points were never sent."""
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+        self._thread.join(timeout)
         with self._changed:
-            left = list(self._points)
+            self._left_out += len(self._points)
             self._points.clear()
-        self._write(left)
-        return len(left)
-
-    def _write(self, points: Sequence[Point]) -> None:
-        for start in range(0, len(points), BATCH_METRICS):
-            batch = list(points[start : start + BATCH_METRICS])
-            self._journal.append(Entry(self._run_id, "metrics", {"points": batch}))
+            return self._left_out
 
     def _work(self) -> None:
         wait_s = 1.0
@@ -151,7 +139,6 @@ class BackgroundSender:
                 self._points.popleft()
 
     def _sent(self, batch: list[Point]) -> bool:
-        assert self._send is not None
         try:
             self._send(Entry(self._run_id, "metrics", {"points": batch}))
         except Refused as error:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.cluster import ray_session
-from jobs.fits import fits
+from jobs.dry_run import show_plan
 from jobs.preflight import preflight
 from jobs.specs import PredictJob
 from jobs.tracked_run import metric_key
@@ -38,14 +38,15 @@ def run(job: PredictJob, *, dry_run: bool = False) -> dict[str, Any]:
         predictor=job.predictor,
         compute=job.compute,
     )
-    check_tracking(job, work.output, dry_run=dry_run)
     if dry_run:
-        return show_plan(job, work)
+        check_tracking(job, dry_run=True)
+        return show_plan(job, planned(work))
     storage.check_writable(work.output)
-    storage.write_text(storage.join(work.output, "job.json"), job.model_dump_json(indent=2))
+    check_tracking(job)
     with ray_session(job.compute):
         preflight(job)
-        with track(job, verb="predict", output=work.output) as tracked:
+        with track(job, verb="predict", output=work.output, dataset=dataset_record(work)) as tracked:
+            storage.write_text(storage.join(work.output, "job.json"), job.model_dump_json(indent=2))
             tracked.set_tags({"checkpoint": work.checkpoint.uri, "architecture": work.checkpoint.arch})
             result = run_predict(work, compute=job.compute)
             table = result_table(result, work) | {"images": job.images, "mlflow": tracked.address}
@@ -59,19 +60,22 @@ def run(job: PredictJob, *, dry_run: bool = False) -> dict[str, Any]:
     return table
 
 
-def show_plan(job: PredictJob, work: PredictWork) -> dict[str, Any]:
-    """Print the resolved job and what it would do."""
-    plan = {
+def dataset_record(work: PredictWork) -> dict[str, str]:
+    """Source and fingerprint as MLflow shows them."""
+    source = str(work.plan["source"])
+    name = source.rstrip("/").rpartition("/")[2]
+    return {"name": name, "source": source, "fingerprint": work.fingerprint, "context": "input"}
+
+
+def planned(work: PredictWork) -> dict[str, Any]:
+    """What would be predicted."""
+    return {
         "checkpoint": work.checkpoint.record,
         "parameters": work.checkpoint.info.get("params"),
         "images": work.num_images,
         "batches": len(work.batches),
         "writes": work.place,
-        "compute": fits(job.compute),
     }
-    table = {"job": job.model_dump(mode="json"), "plan": plan}
-    print(json.dumps(table, indent=2))
-    return table
 
 
 def result_table(result: PredictResult, work: PredictWork) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from jobs.places import places
-from jobs.specs import AutolabelJob, IngestJob, Job, PsslJob, TrainJob
+from jobs.places import output_of, places
+from jobs.specs import Job, TrainJob
 from jobs.training.resources import Node, nodes_of
 from pipelines import storage
 
@@ -47,13 +47,6 @@ def enter_again() -> None:
         folder = os.readlink("/proc/self/cwd").removesuffix(" (deleted)")
         if os.path.isdir(folder):
             os.chdir(folder)
-
-
-def output_of(job: Job) -> str:
-    """Where a job writes."""
-    if isinstance(job, (IngestJob, PsslJob, AutolabelJob)):
-        return job.dataset
-    return str(getattr(job, "output", "."))
 
 
 def wait_until_fits(job: Job) -> None:
@@ -131,34 +124,39 @@ def _ask_for(wanted: list[dict[str, float]]) -> None:
     request_resources(bundles=wanted)
 
 
-class Probe(NamedTuple):
-    """What every node must find in a folder: a file of ours or, where we may not write, the same names."""
+REMEDY = "on a cluster use an object store (s3://bucket/prefix) or a file system that every node mounts"
 
-    folder: str
+
+class Probe(NamedTuple):
+    """What every node must find: in a folder a file of ours or, where we may not write, the same names; in an object
+    store nothing but an answer."""
+
+    place: str
     nonce: str = ""
     names: tuple[str, ...] = ()
 
 
-def check_places(wanted: list[str]) -> None:
-    """Make sure that every node sees every local place: the driver writes a nonce there, every node looks for it.
+def check_places(wanted: Sequence[str]) -> None:
+    """Make sure that every node sees every place: the driver writes a nonce into local ones, every node looks for it.
 
-    Places in an object store are seen by all nodes that have credentials; on one node there is nothing to check.
+    Every node also asks the object stores, with the credentials it has. On one node there is nothing to check.
 
     Raises:
-        ValueError: a node does not see a place; the remedy is an object store or a shared file system.
+        ValueError: a node does not see a place, with the reason and the remedy.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    local = [_folder(place) for place in wanted if not storage.is_remote(place)]
-    if len(nodes) < 2 or not local:
+    if len(nodes) < 2 or not wanted:
         return
-    probes: list[Probe] = []
+    probes = [Probe(place) for place in wanted if storage.is_remote(place)]
     try:
-        probes += [_probe(folder) for folder in dict.fromkeys(local)]
+        folders = [_folder(place) for place in wanted if not storage.is_remote(place)]
+        for folder in dict.fromkeys(folders):
+            probes.append(_probe(folder))
         _ask_nodes(nodes, probes)
     finally:
         for probe in probes:
             if probe.nonce:
-                storage.delete(storage.join(probe.folder, probe.nonce))
+                storage.delete(storage.join(probe.place, probe.nonce))
 
 
 def _folder(place: str) -> str:
@@ -183,29 +181,36 @@ def _names(folder: str) -> tuple[str, ...]:
 
 def _ask_nodes(nodes: list[dict[str, Any]], probes: list[Probe]) -> None:
     answers = {
-        node["NodeManagerAddress"] + " " + node["NodeID"][:8]: _unseen.options(
+        node["NodeManagerAddress"] + " " + node["NodeID"][:8]: _ask_here.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         ).remote(probes)
         for node in nodes
     }
     for name, answer in answers.items():
-        unseen = ray.get(answer, timeout=NODE_TIMEOUT_S)
-        if unseen:
-            raise ValueError(
-                f"{unseen[0]}: node {name} does not see this folder; on a cluster use an object store "
-                "(s3://bucket/prefix) or a file system that every node mounts"
-            )
+        problems = ray.get(answer, timeout=NODE_TIMEOUT_S)
+        for place, problem in problems.items():
+            raise ValueError(f"{place}: node {name} {problem}")
 
 
-def find_unseen(probes: Sequence[Probe]) -> list[str]:
-    """The folders in which this machine does not find what it should."""
-    return [probe.folder for probe in probes if not _sees(probe)]
+def find_problems(probes: Sequence[Probe]) -> dict[str, str]:
+    """The places at which this machine does not find what it should, with what is wrong."""
+    problems = {probe.place: _problem(probe) for probe in probes}
+    return {place: problem for place, problem in problems.items() if problem is not None}
 
 
-def _sees(probe: Probe) -> bool:
+def _problem(probe: Probe) -> str | None:
+    if storage.is_remote(probe.place):
+        try:
+            storage.exists(probe.place)  # whether or not there is anything yet, the store must answer
+        except OSError as error:
+            reason = str(error).removeprefix(f"{probe.place}: ")
+            return f"does not reach the object store ({reason}); give every node the same AWS_* variables or a role"
+        return None
     if probe.nonce:
-        return os.path.exists(os.path.join(probe.folder, probe.nonce))
-    return os.path.isdir(probe.folder) and _names(probe.folder) == probe.names
+        seen = os.path.exists(os.path.join(probe.place, probe.nonce))
+    else:
+        seen = os.path.isdir(probe.place) and _names(probe.place) == probe.names
+    return None if seen else f"does not see this folder; {REMEDY}"
 
 
-_unseen = ray.remote(num_cpus=0)(find_unseen)
+_ask_here = ray.remote(num_cpus=0)(find_problems)

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cluster import ray_session
+from jobs.dry_run import show_plan
 from jobs.specs import RealJob, TrainData
 from jobs.walk import Verbs, Walk, closing, summarise
 from jobs.walk_report import write_walk_report
 from pipelines import storage
+from pipelines.ingest_plan import plan_ingest
 from pipelines.pssl_spec import PsslSpec
 from pipelines.shards import ComputeSpec
 from pipelines.sources import CamVidSource, ImageNetSource
@@ -29,6 +31,7 @@ TITLE = "The whole walk on real data: ImageNet classes to CamVid"
 ARMS = {"imagenet": "ImageNet backbone", "pssl": "PSSL pre-trained", "pssl_teacher": "PSSL + teacher labels"}
 TRAIN_SIZE = (240, 320)
 PRETRAIN_SIZE = (128, 128)
+SHARD_ROWS = {"imagenet": 50, "camvid": 64}
 
 
 def run(job: RealJob, *, dry_run: bool = False) -> dict[str, Any]:
@@ -41,10 +44,10 @@ def run(job: RealJob, *, dry_run: bool = False) -> dict[str, Any]:
     for folder in ("images/imagenet-sample-1000", "datasets/camvid-11", "weights/imagenet-classifiers"):
         storage.require_dir(storage.join(data, folder))
     output = Path(job.output).resolve()
-    if dry_run:
-        print(json.dumps(job.model_dump(mode="json"), indent=2))
-        return {"job": job.model_dump(mode="json")}
     walk = Real(job, data=data, output=output)
+    if dry_run:
+        return show_plan(job, walk.planned())
+    walk.walk.begin()
     with ray_session(job.compute):
         walk.run()
     summary = summarise(walk.walk, arms=ARMS)
@@ -63,15 +66,28 @@ class Real(Verbs):
         shared = job.model_copy(update={"compute": job.compute if job.compute != ComputeSpec() else _two_actors()})
         super().__init__(shared, str(output), predictor=PredictorSpec(short_side=TRAIN_SIZE[0]), threads=2)
         self.job, self.data = job, data
-        self.walk = Walk(str(output))
+        chosen = {"seed", "samples", "pretrain_steps", "finetune_steps"}
+        self.walk = Walk(str(output), {"data": data, **job.model_dump(include=chosen)})
+        self.images = ImageNetSource(root=storage.join(data, "images/imagenet-sample-1000"))
+        self.frames = CamVidSource(root=storage.join(data, "datasets/camvid-11"))
+
+    def planned(self) -> dict[str, Any]:
+        """What the walk would do: images, steps and arms."""
+        sources = {"imagenet": self.images, "camvid": self.frames}
+        return {
+            "images": {
+                name: plan_ingest(source, dataset=self.place(name), shard_rows=SHARD_ROWS[name]).summary()["images"]
+                for name, source in sources.items()
+            },
+            "arms": ARMS,
+            "writes": [self.place(name) for name in ("summary.json", "results.md", "report.html")],
+        }
 
     def run(self) -> None:
         """All stages in order."""
         stage = self.walk.stage
-        images = ImageNetSource(root=storage.join(self.data, "images/imagenet-sample-1000"))
-        stage("ingest_imagenet", partial(self.ingest, "imagenet", images, shard_rows=50))
-        frames = CamVidSource(root=storage.join(self.data, "datasets/camvid-11"))
-        stage("ingest", partial(self.ingest, "camvid", frames, shard_rows=64))
+        stage("ingest_imagenet", partial(self.ingest, "imagenet", self.images, shard_rows=SHARD_ROWS["imagenet"]))
+        stage("ingest", partial(self.ingest, "camvid", self.frames, shard_rows=SHARD_ROWS["camvid"]))
         stage("pssl", self.pseudo_labels)
         stage("pretrain", self.pretrain)
         stage("train_imagenet", partial(self.finetune, "imagenet"))

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from jobs import report_page as html
+from jobs.dry_run import show_plan
 from jobs.report_charts import bars, parts
 from jobs.report_sections import (
     check_section,
@@ -22,6 +23,7 @@ from jobs.report_sections import (
 )
 from jobs.specs import ReportJob
 from pipelines import storage
+from seg_models import __version__
 
 TITLES = {
     "ingest": "Ingest",
@@ -60,8 +62,7 @@ def run(job: ReportJob, *, dry_run: bool = False) -> dict[str, Any]:
     """
     folder = storage.normalise(job.run)
     if dry_run:
-        print(f"would write {storage.join(folder, 'report.html')} from a {read_result(folder).get('verb')} run")
-        return {"run": folder}
+        return show_plan(job, {"verb": read_result(folder).get("verb"), "writes": storage.join(folder, "report.html")})
     place = write_report(folder)
     print(f"report: {place}")
     return {"report": place}
@@ -123,7 +124,7 @@ def header_lines(folder: str, result: Mapping[str, Any]) -> list[str]:
 
 def written_by() -> str:
     """Versions and time, for the header."""
-    versions = " · ".join(f"{name} {version(name)}" for name in ("segray", "torch", "ray"))
+    versions = " · ".join([f"segray {__version__}", *(f"{name} {version(name)}" for name in ("torch", "ray"))])
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return f"{versions} · Python {platform.python_version()} · page written {now}"
 

@@ -22,7 +22,7 @@ class TrackingSpec(Spec):
     """Where MLflow runs go."""
 
     uri: str | None = None
-    """MLflow tracking URI; default: MLFLOW_TRACKING_URI, else a `mlflow.db` SQLite file beside the output."""
+    """MLflow tracking URI; default: MLFLOW_TRACKING_URI, else the SQLite file `out/mlflow.db` in the current folder."""
     experiment: str = "segray"
     enabled: bool = True
     """Track the job in MLflow."""

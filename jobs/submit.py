@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import importlib
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -23,26 +25,20 @@ from seg_models.names import did_you_mean
 PACKAGES = ("seg_models", "pipelines", "jobs")
 MAX_PACKAGE_MB = 50  # Ray ships the folder in one message; code alone is below one megabyte
 POLL_S = 1.0
+GIVE_UP_S = 600.0  # a head that is started anew takes minutes
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 NOT_FOR_CLUSTERS = ("submit", "models")
-PASSED_ON = (
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_ENDPOINT_URL",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "MLFLOW_TRACKING_URI",
-    "MLFLOW_TRACKING_TOKEN",
-    "MLFLOW_TRACKING_USERNAME",
-    "MLFLOW_TRACKING_PASSWORD",
-    "OMP_WAIT_POLICY",
+PASSED_ON = ("AWS_", "MLFLOW_")  # beginnings of names
+STAYS_HERE = re.compile(
+    r"^AWS_(CONTAINER|EC2_METADATA|EXECUTION|LAMBDA|ROLE)_|_(BUNDLE|DIR|DIRECTORY|FILE|HOME|PAGER|PATH|PROFILE)$"
 )
+"""What names a file, a profile or an identity of this machine."""
+DATABASES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 USAGE = """usage: segray submit VERB job.toml [--address URL] [--no-follow] [--no-code] [--python PATH]
                                          [--submission-id ID] [--key value ...]
 
 Sends the job to the Ray cluster at URL (default RAY_API_SERVER_ADDRESS, else RAY_ADDRESS), follows its log and ends
-with its result. The token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. Relative places start
+with its exit code. The token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. Relative places start
 at the folder where submit is called. Sent again while it runs, the running job is followed; after its end it starts
 once more and continues what it left.
   --no-code   segray is installed on the cluster
@@ -65,7 +61,7 @@ class SubmitOptions:
 
 
 def submit_command(arguments: Sequence[str]) -> int:
-    """Run the `submit` verb and return the exit code: 0 when the job succeeded (or was sent with --no-follow).
+    """Run the `submit` verb and return the exit code of the job; 0 once it is sent with --no-follow.
 
     Raises:
         ValueError: unknown verb, wrong settings, no cluster named or none answering, package too large.
@@ -88,9 +84,23 @@ def submit_command(arguments: Sequence[str]) -> int:
             f"submit {verb}: job {options.submission_id} to {options.address}, package {size / 1e6:.2f} MB", flush=True
         )
         if options.dry_run:
-            print(text)
+            _show_plan(verb, job, options.address)
             return 0
         return _send(verb, package, options)
+
+
+def _show_plan(verb: str, job: Any, address: str) -> None:
+    """The plan of the job; where its places cannot be read from here, the settings alone."""
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = address  # whether it fits is for the cluster to say, not for this machine
+    try:
+        importlib.import_module(VERBS[verb].module).run(job, dry_run=True)
+    except (OSError, ValueError) as error:
+        print(job.model_dump_json(indent=2))
+        print(f"segray: no plan from here: {error}", file=sys.stderr)
+    finally:
+        os.environ.pop("RAY_ADDRESS")
+        os.environ.update({} if before is None else {"RAY_ADDRESS": before})
 
 
 def submission_id(verb: str, name: str, job_json: str) -> str:
@@ -226,33 +236,65 @@ def choose_id(wanted: str, known: Mapping[str, str]) -> tuple[str, bool]:
 def _environment() -> dict[str, str]:
     from jobs.cluster import THREADS
 
-    passed = {key: os.environ[key] for key in PASSED_ON if key in os.environ}
-    if "MLFLOW_TRACKING_URI" in passed:
-        passed["MLFLOW_TRACKING_URI"] = absolute_database(passed["MLFLOW_TRACKING_URI"])
-    return {**THREADS, **passed, "PYTHONUNBUFFERED": "1"}
+    policy = {key: os.environ.get(key, default) for key, default in THREADS.items()}
+    return {**policy, **passed_on(os.environ), "PYTHONUNBUFFERED": "1"}
+
+
+def passed_on(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of object stores and of tracking that mean the same on the cluster as here."""
+    passed = {key: value for key, value in environment.items() if key.startswith(PASSED_ON)}
+    return {
+        key: absolute_database(value) if key in DATABASES else value
+        for key, value in passed.items()
+        if not STAYS_HERE.search(key)
+    }
 
 
 def follow(client: Any, chosen: str) -> int:
     """Print the job's log until it ends; a lost connection is taken up again where it broke.
 
     Returns:
-        0 when the job succeeded, else 1.
+        The job's own exit code; 1 where it was stopped or lost and has none.
+
+    Raises:
+        RuntimeError: the cluster has not answered for GIVE_UP_S seconds.
     """
     from aiohttp import ClientError
 
     log = _Log(client, chosen)
+    lost_since: float | None = None
     while True:
         try:
             asyncio.run(log.show())
         except (ClientError, OSError, RuntimeError) as error:
-            print(f"log of {chosen} lost ({error}); trying again", file=sys.stderr)
-        info = client.get_job_info(chosen)
-        if info.status.value in ENDED:
-            print(f"job {chosen}: {info.status.value.lower()}")
-            if info.status.value != "SUCCEEDED" and not log.shown:
-                print(f"segray: error: {info.message}", file=sys.stderr)  # it did not come as far as a log
-            return 0 if info.status.value == "SUCCEEDED" else 1
+            if lost_since is None:
+                print(f"log of {chosen} lost ({error}); trying again", file=sys.stderr)
+        try:
+            info = client.get_job_info(chosen)
+        except (OSError, RuntimeError) as error:
+            lost_since = lost_since or time.monotonic()
+            if time.monotonic() - lost_since > GIVE_UP_S:
+                raise RuntimeError(
+                    f"no answer about job {chosen} for {GIVE_UP_S:g} s ({_first_line(error)}); it may run on, send the "
+                    "same job again to follow it"
+                ) from error
+        else:
+            lost_since = None
+            if info.status.value in ENDED:
+                print(f"job {chosen}: {info.status.value.lower()}")
+                if info.status.value != "SUCCEEDED" and not log.shown:
+                    print(f"segray: error: {info.message}", file=sys.stderr)  # it did not come as far as a log
+                return exit_code(info.status.value, info.driver_exit_code)
         time.sleep(POLL_S)
+
+
+def exit_code(status: str, code: int | None) -> int:
+    """What `submit` ends with: the code of the job, as a shell says it where a signal ended the job."""
+    if status == "SUCCEEDED":
+        return 0
+    if not code:
+        return 1
+    return code if code > 0 else 128 - code
 
 
 class _Log:

@@ -45,7 +45,7 @@ class Run:
 
     @property
     def journal(self) -> str:
-        """File for what a MetricSender of this run cannot send; it is sent when the run is closed."""
+        """File of what the server has not taken; it is sent when the run is closed."""
         return str(self._outbox.journal.path) if self._outbox else ""
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
@@ -53,6 +53,18 @@ class Run:
         points = points_of(metrics, step)
         for start in range(0, len(points), BATCH_METRICS):
             self._send("metrics", points=points[start : start + BATCH_METRICS])
+
+    def log_curve(self, curve: Sequence[Mapping[str, Any]]) -> None:
+        """Log what the server lacks of a training curve: points with `step`, `time_ms` and numbers.
+
+        Workers send their points without waiting for the server; those of a dead worker or server are missing there.
+        """
+        points: list[Point] = []
+        for point in curve:
+            numbers = {key: value for key, value in point.items() if key not in ("step", "time_ms")}
+            points += points_of(numbers, point["step"], point.get("time_ms"))
+        if points:
+            self._send("curve", points=points)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log settings, nested tables as dotted keys; a value that has changed since becomes a tag `changed.<key>`."""
@@ -91,6 +103,11 @@ class Run:
         self._send("dataset", **dict(dataset))
         self.set_tags({f"dataset.fingerprint.{dataset.get('context', 'input')}": dataset["fingerprint"]})
 
+    def drain(self) -> None:
+        """Send what waits in the journal."""
+        if self._outbox is not None:
+            self._outbox.drain()
+
     def close(self, status: str) -> None:
         """Send what waits and end the run as FINISHED, FAILED or KILLED; `track` does this."""
         if self._outbox is not None:
@@ -116,10 +133,10 @@ def flatten(table: Mapping[str, Any], *, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def points_of(metrics: Mapping[str, float], step: int) -> list[Point]:
-    """The numbers of one step with the present time, as an outbox sends them."""
-    now = now_ms()
-    return [[metric_key(*key.split("/")), float(value), now, step] for key, value in metrics.items()]
+def points_of(metrics: Mapping[str, float], step: int, time_ms: int | None = None) -> list[Point]:
+    """The numbers of one step, as an outbox sends them; without a time that of now."""
+    time_ms = now_ms() if time_ms is None else time_ms
+    return [[metric_key(*key.split("/")), float(value), time_ms, step] for key, value in metrics.items()]
 
 
 def now_ms() -> int:

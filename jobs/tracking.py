@@ -2,6 +2,7 @@
 
 Only the client API is used: the fluent one keeps its state in threads and processes. Before work starts an unreachable
 server is an error; after that it never stops the job: what cannot be sent goes to a journal and is sent again later.
+The journal of a training curve is the curve's own file.
 """
 
 from __future__ import annotations
@@ -26,16 +27,19 @@ from PIL import Image
 
 from jobs.identity import identity_of, tags_of
 from jobs.journal import Entry, Journal
-from jobs.outbox import BackgroundSender, Outbox, Refused, Send, first_line
+from jobs.outbox import BATCH_METRICS, BackgroundSender, Outbox, Refused, Send, first_line
 from jobs.tracked_run import DatasetRecord, Run, metric_key, points_of
 from pipelines import storage
 
 if TYPE_CHECKING:  # a training worker that sends metrics need not load what jobs are made of
     from jobs.specs import Job
 
+log = logging.getLogger(__name__)
+
 BATCH_PARAMS = 100  # MLflow's limit for one call
 CHECK_TIMEOUT_S = 3
-__all__ = ["MetricSender", "Run", "check_tracking", "default_tracking_uri", "metric_key", "track"]
+DEFAULT_DATABASE = "out/mlflow.db"
+__all__ = ["MetricSender", "Run", "check_tracking", "deliver", "metric_key", "track", "tracking_uri"]
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
@@ -44,22 +48,71 @@ _ENVIRONMENT = {
 }
 
 
-def default_tracking_uri(job: Job, output: str) -> str:
-    """Where the run of a job goes: its setting, else MLFLOW_TRACKING_URI, else `mlflow.db` beside the output."""
-    given = job.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    return given or f"sqlite:///{_beside(output)}/mlflow.db"
+def tracking_uri(job: Job) -> str:
+    """Where the run of a job goes: its setting, else MLFLOW_TRACKING_URI, else `out/mlflow.db` in the current folder.
+
+    Raises:
+        ValueError: the address holds a password, which reports, results and settings would publish.
+    """
+    given = {"tracking.uri": job.tracking.uri, "MLFLOW_TRACKING_URI": os.environ.get("MLFLOW_TRACKING_URI")}
+    for key, uri in given.items():
+        if uri:
+            _refuse_password(key, uri)
+            return uri
+    return f"sqlite:///{os.path.abspath(DEFAULT_DATABASE)}"
 
 
-def check_tracking(job: Job, output: str, *, dry_run: bool = False) -> None:
+def _refuse_password(key: str, uri: str) -> None:
+    scheme, _, rest = uri.partition("://")
+    user, at, place = rest.rpartition("@")
+    if not at or scheme.startswith("sqlite"):
+        return
+    if scheme in ("http", "https"):
+        remedy = "give them in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    elif ":" in user:
+        remedy = "give the password where the database's client looks for it (such as ~/.pgpass)"
+    else:
+        return  # a user's name alone is no secret, and a database client asks for it here
+    raise ValueError(f"{key}: {scheme}://…@{place} holds a user name or password, which would be published; {remedy}")
+
+
+def check_tracking(job: Job, *, dry_run: bool = False) -> None:
     """Make sure, within seconds, that the tracking server answers. A dry run makes no database file.
 
     Raises:
-        ValueError: it does not; the message says what to do.
+        ValueError: it does not, or its address holds a password; the message says what to do.
     """
-    uri = default_tracking_uri(job, output)
-    new_file = uri.startswith("sqlite:///") and not os.path.exists(_sqlite_file(uri))
-    if job.tracking.enabled and not (dry_run and new_file):
+    if not (job.tracking.enabled or job.tracking.uri):  # an address that is not used is still published
+        return
+    uri = tracking_uri(job)
+    if job.tracking.enabled and not (dry_run and _is_missing_file(uri)):
         _connect(uri)
+
+
+def deliver(job: Job, *, output: str, curve: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Complete the run of a job that has ended: what its server did not take, the rest of its curve, its status.
+
+    Never raises for a reason on the server's side: the job is done, and the next call tries again.
+
+    Args:
+        output: the job's folder or object-store prefix, whose `mlflow.json` names the run.
+        curve: see `Run.log_curve`.
+    """
+    place = storage.join(storage.normalise(output), "mlflow.json")
+    if not job.tracking.enabled or not storage.exists(place):
+        return
+    note = json.loads(storage.read_bytes(place))
+    if _is_missing_file(note["tracking_uri"]):
+        return
+    try:
+        client = _connect(note["tracking_uri"])
+        run = Run(note["run_id"], note["tracking_uri"], _outbox(client, output))
+        run.drain()
+        run.log_curve(curve)
+        if client.get_run(run.run_id).info.status != "FINISHED":
+            run.close("FINISHED")
+    except Exception as error:  # mlflow, sqlalchemy and requests each raise their own kinds
+        log.warning("MLflow: the run of %s may be incomplete there (%s)", output, first_line(error))
 
 
 @contextlib.contextmanager
@@ -95,23 +148,21 @@ def track(
 class MetricSender:
     """Sends metrics from a training worker in the background; `log` never waits for the server.
 
-    Points carry their own time, so sending one twice stores it once. What is not sent by the end of `close` goes to
-    `journal` (`Run.journal` of the driver, or a file in the temporary folder).
+    Points carry their own time, so sending one twice stores it once. What cannot be sent is left to the driver, which
+    compares the curve's file with the server in the end (`Run.log_curve`).
     """
 
-    def __init__(self, run_id: str, tracking_uri: str, *, journal: str = "") -> None:
-        self._sender: BackgroundSender | None = None
-        if run_id:
-            path = journal or os.path.join(tempfile.gettempdir(), f"segray-mlflow-{run_id}.jsonl")
-            self._sender = BackgroundSender(run_id, send=_existing(tracking_uri), journal=Journal(Path(path)))
+    def __init__(self, run_id: str, tracking_uri: str) -> None:
+        send = _existing(tracking_uri) if run_id else None
+        self._sender = None if send is None else BackgroundSender(run_id, send=send)
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
+    def log(self, metrics: Mapping[str, float], step: int, time_ms: int | None = None) -> None:
         """Queue the numbers of one step."""
         if self._sender is not None:
-            self._sender.put(points_of(metrics, step))
+            self._sender.put(points_of(metrics, step, time_ms))
 
     def close(self, timeout: float = 10.0) -> int:
-        """Send what is queued, for at most `timeout` seconds; return how many points went to the journal instead."""
+        """Send what is queued, for at most `timeout` seconds; return how many points were never sent."""
         return self._sender.close(timeout) if self._sender is not None else 0
 
 
@@ -168,21 +219,26 @@ def _quiet() -> Iterator[None]:
 
 def _existing(uri: str) -> Send | None:
     """How to send to a server; None where the database file is not on this machine (it would be made empty)."""
-    if uri.startswith("sqlite:///") and not os.path.exists(_sqlite_file(uri)):
-        return None
-    return functools.partial(_apply, _client(uri))
+    return None if _is_missing_file(uri) else functools.partial(_apply, _client(uri))
+
+
+def _is_missing_file(uri: str) -> bool:
+    return uri.startswith("sqlite:///") and not os.path.exists(_sqlite_file(uri))
+
+
+def _outbox(client: Any, output: str) -> Outbox:
+    return Outbox(functools.partial(_apply, client), journal=Journal(_journal_path(output)))
 
 
 def _unreachable(uri: str, error: Exception) -> str:
-    shown = re.sub(r"//[^/@]*@", "//…@", uri)  # no password in a message
     return (
-        f"tracking.uri: no MLflow at {shown} ({first_line(error).strip()}); start the server, correct tracking.uri or "
+        f"tracking.uri: no MLflow at {uri} ({first_line(error).strip()}); start the server, correct tracking.uri or "
         "MLFLOW_TRACKING_URI (a file: sqlite:////path/mlflow.db), or set tracking.enabled = false"
     )
 
 
 def _open_run(job: Job, *, verb: str, output: str) -> Run:
-    uri = default_tracking_uri(job, output)
+    uri = tracking_uri(job)
     client = _connect(uri)
     identity = identity_of(job, verb)
     try:
@@ -191,9 +247,8 @@ def _open_run(job: Job, *, verb: str, output: str) -> Run:
         raise ValueError(_unreachable(uri, error)) from error
     note = {"run_id": run_id, "tracking_uri": uri, "experiment": job.tracking.experiment, "identity": identity}
     storage.write_text(storage.join(output, "mlflow.json"), json.dumps(note, indent=2))
-    outbox = Outbox(functools.partial(_apply, client), journal=Journal(_journal_path(output)))
-    outbox.drain()  # what an earlier process of this job could not send
-    run = Run(run_id, uri, outbox)
+    run = Run(run_id, uri, _outbox(client, output))
+    run.drain()  # what an earlier process of this job could not send
     run.set_tags(tags_of(job, verb))
     settings = job.model_dump(mode="json")
     run.log_params(settings)
@@ -280,6 +335,15 @@ def _send_metrics(client: Any, run_id: str, payload: dict[str, Any]) -> None:
     client.log_batch(run_id, metrics=[Metric(*point) for point in payload["points"]])
 
 
+def _send_curve(client: Any, run_id: str, payload: dict[str, Any]) -> None:
+    """The points of which the server has no step yet; a step that was trained twice keeps its first point."""
+    keys = {point[0] for point in payload["points"]}
+    there = {key: {point.step for point in client.get_metric_history(run_id, key)} for key in keys}
+    missing = [point for point in payload["points"] if point[3] not in there[point[0]]]
+    for start in range(0, len(missing), BATCH_METRICS):
+        _send_metrics(client, run_id, {"points": missing[start : start + BATCH_METRICS]})
+
+
 def _send_params(client: Any, run_id: str, payload: dict[str, Any]) -> None:
     from mlflow.entities import Param
 
@@ -315,6 +379,7 @@ def _send_dataset(client: Any, run_id: str, payload: dict[str, Any]) -> None:
 
 _SENDERS: dict[str, Callable[[Any, str, dict[str, Any]], None]] = {
     "metrics": _send_metrics,
+    "curve": _send_curve,
     "params": _send_params,
     "tags": _send_tags,
     "text": lambda client, run_id, payload: client.log_text(run_id, payload["text"], payload["name"]),

@@ -12,7 +12,7 @@ from jobs.evaluate import log_evaluation, result_table, write_evaluation
 from jobs.preflight import preflight
 from jobs.specs import TrainJob
 from jobs.tracked_run import Run
-from jobs.tracking import check_tracking, track
+from jobs.tracking import check_tracking, deliver, track
 from jobs.training.launch import launch
 from jobs.training.points import read_points
 from jobs.training.resources import Allocation, allocate, nodes_of
@@ -53,14 +53,17 @@ def run(job: TrainJob, *, dry_run: bool = False) -> dict[str, Any]:
     finished = finished_result(work)
     if finished is not None:
         print(f"{work.run}: finished, {finished['steps']} steps; nothing to do (another name starts another run)")
+        if not dry_run:  # the server may have been away when the training ended, or its driver killed
+            deliver(job, output=work.run, curve=read_points(work.run))
         return finished
-    check_tracking(job, work.run, dry_run=dry_run)
     find_first_weights(work, fetch=not dry_run)
+    if not dry_run:
+        storage.check_writable(work.run)
+    check_tracking(job, dry_run=dry_run)
     if dry_run:
         table = {"job": job.model_dump(mode="json"), "plan": plan_table(work)}
         print(json.dumps(table, indent=2))
         return table
-    storage.check_writable(work.run)
     with ray_session(job.compute):
         preflight(job)
         allocation = allocate(nodes_of(ray.nodes()), workers=work.workers, device=job.device, threads=job.threads)
@@ -75,13 +78,16 @@ def train(work: TrainWork, allocation: Allocation, tracked: Run) -> dict[str, An
     print(f"{work.run}: {recipe.steps} steps of {recipe.global_batch} images, {allocation.text()}", flush=True)
     tracked.set_tags({"architecture": recipe.model.arch})
     plan = make_plan(work, allocation, tracked)
-    figures = launch(plan, allocation, name=work.job.name, max_failures=work.job.max_failures)
+    try:
+        figures = launch(plan, allocation, name=work.job.name, max_failures=work.job.max_failures)
+    finally:  # of a failed training too
+        tracked.log_curve(read_points(work.run))
     table = train_table(work, figures, tracked)
     tracked.log_metrics({"seconds": table["seconds"], "images_per_s": table["images_per_s"]}, step=recipe.steps)
     tracked.set_tags({"checkpoint": table["checkpoint"]})
     table |= evaluate(work, tracked, table)
-    storage.write_text(storage.join(work.run, "result.json"), json.dumps(table, indent=2))
     tracked.log_dict(table, "result.json")
+    storage.write_text(storage.join(work.run, "result.json"), json.dumps(table, indent=2))  # from here on it is done
     print(summary(table))
     return table
 
@@ -116,10 +122,9 @@ def evaluate(work: TrainWork, tracked: Run, table: dict[str, Any]) -> dict[str, 
         num_worst=NUM_PICTURES,
     )
     scores = result_table(result, planned)
-    merged = {key: scores[key] for key in EVALUATION_KEYS if key in scores}
-    write_evaluation(result, {**table, **merged}, output=work.run)
+    write_evaluation(result, output=work.run)
     log_evaluation(tracked, result, step=work.job.recipe.steps)
-    return merged
+    return {key: scores[key] for key in EVALUATION_KEYS if key in scores}
 
 
 def summary(table: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from jobs.specs import AutolabelJob, EvaluateJob, IngestJob, Job, PsslJob, Track
 from pipelines import storage
 from pipelines.pssl_spec import EnsembleSpec, PsslSpec
 from pipelines.sources import AnySource
+from pipelines.tables import differing_keys
 from seg_models.predictor import PredictorSpec
 from seg_models.recipes.recipe import Recipe
 
@@ -25,9 +26,28 @@ class Walk:
     """Stages of one walk. Finished stages lie under `<output>/stages/` and are not run again."""
 
     output: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What the stages depend on; a walk with other settings must not take them for its own."""
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Result of every stage in the order they ran, with the `seconds` of the attempt that ended it and the number of
     `attempts`: a walk that was killed begins the stage again, and the stage goes on from what is committed."""
+
+    def begin(self) -> None:
+        """Remember the settings, or compare them with those of an earlier run in this folder.
+
+        Raises:
+            ValueError: they differ.
+        """
+        place = storage.join(self.output, "stages", "settings.json")
+        if not storage.exists(place):
+            storage.write_text(place, json.dumps(self.settings))
+            return
+        differing = differing_keys(self.settings, json.loads(storage.read_bytes(place)))
+        if differing:
+            raise ValueError(
+                f"{self.output}: the stages there were made with other settings ({'; '.join(differing)}); "
+                "choose another folder with --output"
+            )
 
     def stage(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Run a stage, or take the result of an earlier, finished one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any, Literal
 
 import torch
@@ -13,6 +12,7 @@ from pipelines import schema
 from pipelines.images import ImageError, decode_image
 from pipelines.label_run import ImageShard
 from pipelines.labels import encode_confidence, encode_label
+from pipelines.machine import check_machine, instruction_set
 from pipelines.published import Checkpoint, Device, make_predictor
 from pipelines.schema import Receipt
 from pipelines.shard_counts import ShardCounts, with_stats
@@ -32,8 +32,8 @@ class TeacherPlan(Spec):
     """Least confidence of a labelled pixel."""
     threads: int
     device: Device
-    instruction_set: str
-    """Of the CPU, as torch names it."""
+    instruction_set: str | None
+    """Of the CPU, as torch names it; None on a GPU."""
     torch: str
     images: str
     """Fingerprint of the image table."""
@@ -49,26 +49,10 @@ def make_teacher_plan(
         threshold=threshold,
         threads=threads,
         device=device,
-        instruction_set=torch.backends.cpu.get_cpu_capability(),
+        instruction_set=instruction_set(device),
         torch=str(torch.__version__),
         images=images,
     )
-
-
-def check_machine(plan: TeacherPlan) -> None:
-    """Refuse a machine whose results would differ from the plan's.
-
-    Raises:
-        ValueError: another torch or another instruction set.
-    """
-    here = {"torch": str(torch.__version__), "instruction_set": torch.backends.cpu.get_cpu_capability()}
-    planned = {key: getattr(plan, key) for key in here}
-    problems = [f"{key} is {here[key]}, the plan says {planned[key]}" for key in here if here[key] != planned[key]]
-    if problems:
-        raise ValueError(
-            f"machine {os.uname().nodename} cannot follow the label plan ({'; '.join(problems)}), its labels would "
-            "differ: leave it out, or write another label set with --labels"
-        )
 
 
 class AutolabelWorker:

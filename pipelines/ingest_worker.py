@@ -175,9 +175,10 @@ def read_file(read: Callable[[], bytes]) -> bytes:
     """Bytes of a file. What is wrong with this one file rejects the row; a failing disk or network stops the job."""
     try:
         return read()
-    except (ValueError, PermissionError, IsADirectoryError) as error:
-        detail = getattr(error, "strerror", None)
-        raise RowError(f"unreadable file ({detail})" if detail else GONE) from error
+    except ValueError as error:
+        raise RowError(GONE) from error
+    except (PermissionError, IsADirectoryError) as error:  # an object store's have a text and no strerror
+        raise RowError(f"unreadable file ({error.strerror or error})") from error
 
 
 def decoded(decode: Callable[[], T], *, what: str) -> T:

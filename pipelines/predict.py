@@ -5,7 +5,8 @@
     <output>/table/              label table with confidence, readable like a label set
 
 Running again continues: files and shards that are there are kept, images that failed are tried again. `plan.json` says
-what they were made with; other settings are refused. An image that cannot be read is listed with its reason.
+what they were made of and with: another source and other settings are refused. `images.json` says what version of each
+file of a folder was predicted: a replaced one is predicted anew. Images that cannot be read are listed with a reason.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from pipelines.predict_worker import (
     ImageFile,
     PredictWorker,
     Sample,
+    file_name,
 )
 from pipelines.published import Checkpoint, device_of, open_checkpoint, threads_of
 from pipelines.schema import ShardKey
@@ -59,6 +61,8 @@ class PredictWork:
     plan: dict[str, Any]
     images_uri: str = ""
     """The image table, where the images come from a dataset."""
+    fingerprint: str = ""
+    """SHA-256 over the image table, or over names, sizes and times (content tags in an object store) of the files."""
 
     @property
     def num_images(self) -> int:
@@ -121,12 +125,14 @@ def plan_predict(
         split: of a dataset.
 
     Raises:
-        ValueError: no such checkpoint, folder or split, no images, or predictions of other settings in `output`.
+        ValueError: no such checkpoint, folder or split, no images, or predictions of other images or settings in
+            `output`.
     """
     opened, place = open_checkpoint(checkpoint), storage.normalise(images)
     predictor, compute = predictor or PredictorSpec(), compute or ComputeSpec()
     plan = {
         "kind": "predict",
+        "source": place,
         "checkpoint_sha256": opened.sha256,
         "predictor": predictor.model_dump(mode="json"),
         "format": format,
@@ -148,7 +154,10 @@ def _of_dataset(work: PredictWork, place: str, split: str | None) -> PredictWork
     images = dataset.images
     shards = shards_in_scope(dataset, images, split)
     batches = tuple(ImageBatch(shard.key, shard.num_rows, shard_path=shard.path) for shard in shards)
-    return _with_images(replace(work, batches=batches, images_uri=images.uri), images.fingerprint())
+    digest = images.fingerprint()
+    return replace(
+        work, batches=batches, images_uri=images.uri, plan={**work.plan, "images": digest}, fingerprint=digest
+    )
 
 
 def _of_folder(work: PredictWork, place: str, split: str | None) -> PredictWork:
@@ -158,27 +167,34 @@ def _of_folder(work: PredictWork, place: str, split: str | None) -> PredictWork:
     if not files:
         raise ValueError(f"images: no files in {place}")
     ids = unique_ids([file.relative for file in files])
-    named = [ImageFile(image_id, file.uri) for image_id, file in zip(ids, files, strict=True)]
+    named = [
+        ImageFile(image_id, file.uri, f"{file.size_bytes} {file.tag}")
+        for image_id, file in zip(ids, files, strict=True)
+    ]
     starts = range(0, len(named), BATCH_IMAGES)
     batches = tuple(_batch(number, named[start : start + BATCH_IMAGES]) for number, start in enumerate(starts))
-    listing = "\n".join(f"{image_id}\0{file.size_bytes}" for image_id, file in zip(ids, files, strict=True))
-    return _with_images(replace(work, batches=batches), hashlib.sha256(listing.encode()).hexdigest())
+    listing = "\n".join(f"{file.id}\0{file.version}" for file in named)
+    digest = hashlib.sha256(listing.encode()).hexdigest()
+    # The whole listing decides what is in a shard, so a table depends on it; single PNG files do not.
+    plan = {**work.plan, "images": digest} if work.format == "table" else work.plan
+    return replace(work, batches=batches, plan=plan, fingerprint=digest)
 
 
 def _batch(number: int, files: Sequence[ImageFile]) -> ImageBatch:
     return ImageBatch(ShardKey(FILES_SPLIT, number), len(files), files=tuple(files))
 
 
-def _with_images(work: PredictWork, fingerprint: str) -> PredictWork:
-    """Tables depend on the whole listing, because it decides what is in a shard; single files do not."""
-    return replace(work, plan={**work.plan, "images": fingerprint}) if work.format == "table" else work
-
-
 def _check_plan(work: PredictWork) -> None:
     place = storage.join(work.output, "plan.json")
     if not storage.exists(place):
         return
-    differing = differing_keys(work.plan, json.loads(storage.read_bytes(place)))
+    there = json.loads(storage.read_bytes(place))
+    if there.get("source") != work.plan["source"]:
+        raise ValueError(
+            f"output: {work.output} holds predictions of {there.get('source', 'other images')}, "
+            f"images is {work.plan['source']}; choose another output"
+        )
+    differing = differing_keys(work.plan, there)
     if differing:
         raise ValueError(
             f"{work.output}: predictions made with other settings are here ({'; '.join(differing[:4])}); "
@@ -194,6 +210,7 @@ def run_predict(work: PredictWork, *, compute: ComputeSpec) -> PredictResult:
     """
     start = time.monotonic()
     storage.write_text(storage.join(work.output, "plan.json"), json.dumps(work.plan, indent=2))
+    _forget_replaced(work)
     table = _open_table(work) if work.format == "table" else None
     done = table.committed() if table is not None else set()
     todo = [batch for batch in work.batches if batch.key not in done]
@@ -219,6 +236,22 @@ def run_predict(work: PredictWork, *, compute: ComputeSpec) -> PredictResult:
     finally:
         tally.flush()
     return tally.result(work, seconds=time.monotonic() - start, actors=stats.actors)
+
+
+def _forget_replaced(work: PredictWork) -> None:
+    """Remove the predictions of files that were replaced, then note what the files are now.
+
+    In this order: a run that is killed in between does both again.
+    """
+    now = {file.id: file.version for batch in work.batches for file in batch.files}
+    if work.format == "table" or not now:
+        return
+    place = storage.join(work.output, "images.json")
+    before: dict[str, str] = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+    for image_id, version in now.items():
+        if before.get(image_id, version) != version:
+            storage.delete(storage.join(work.place, file_name(image_id)))
+    storage.write_text(place, json.dumps({**before, **now}))
 
 
 def _open_table(work: PredictWork) -> Table:

@@ -32,6 +32,8 @@ class ImageFile:
 
     id: str
     uri: str
+    version: str = ""
+    """Another content has another one."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +167,9 @@ class PredictWorker:
 
 
 def _read(file: ImageFile, result: BatchResult) -> bytes | None:
+    """The file's bytes, or None and the reason. A failing disk or network stops the job, as in ingest."""
     try:
         return storage.read_bytes(file.uri)
-    except (OSError, ValueError) as error:
+    except (ValueError, PermissionError, IsADirectoryError) as error:
         result.failures[file.id] = f"unreadable file ({error})"
         return None

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import timm
 import torch
 
-from pipelines import storage
+from pipelines import machine, storage
 from pipelines.labels import LabelSpace
 from pipelines.pssl_spec import Dtype, PsslSpec
 from seg_models.ensemble import Ensemble, Member
@@ -41,8 +41,8 @@ class LabelPlan(Spec):
     classifiers: tuple[ClassifierPlan, ...]
     threads: int
     device: Literal["cpu", "cuda"]
-    instruction_set: str
-    """Of the CPU, as torch names it."""
+    instruction_set: str | None
+    """Of the CPU, as torch names it; None on a GPU."""
     torch: str
     timm: str
     images: str
@@ -67,7 +67,7 @@ def make_plan(
         classifiers=tuple(_plan_of(classifier, spec) for classifier in classifiers),
         threads=spec.threads,
         device=device,
-        instruction_set=torch.backends.cpu.get_cpu_capability(),
+        instruction_set=machine.instruction_set(device),
         torch=str(torch.__version__),
         timm=timm.__version__,
         images=images,
@@ -104,25 +104,15 @@ def check_machine(plan: LabelPlan) -> None:
     """Refuse a machine whose results would differ from the plan's.
 
     Raises:
-        ValueError: another torch or timm, another instruction set, too few CPUs, or no GPU; all are listed.
+        ValueError: another torch or timm, another instruction set where the CPU computes, too few CPUs, or no GPU; all
+            are listed.
     """
-    here = {
-        "torch": str(torch.__version__),
-        "timm": timm.__version__,
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-    }
-    problems = [
-        f"{key} is {here[key]}, the plan says {getattr(plan, key)}" for key in here if here[key] != getattr(plan, key)
-    ]
+    problems = []
+    if timm.__version__ != plan.timm:
+        problems.append(f"timm is {timm.__version__}, the plan says {plan.timm}")
     if (os.cpu_count() or 1) < plan.threads:
         problems.append(f"{os.cpu_count()} CPUs, the plan says {plan.threads} threads")
-    if plan.device == "cuda" and not torch.cuda.is_available():
-        problems.append("no GPU, the plan says cuda")
-    if problems:
-        raise ValueError(
-            f"machine {os.uname().nodename} cannot follow the label plan ({'; '.join(problems)}), its labels would "
-            "differ: leave it out, or write another label set with --labels"
-        )
+    machine.check_machine(plan, also=problems)
 
 
 def build_ensemble(plan: LabelPlan, classifiers: tuple[ClassifierSpec, ...]) -> Ensemble:

@@ -11,7 +11,7 @@ import torch
 from pipelines import storage
 from pipelines.labels import LabelSpace
 from pipelines.shards import ComputeSpec
-from seg_models.checkpoints import MODEL_FILE, LoadedModel, load_model
+from seg_models.checkpoints import MODEL_FILE, WEIGHTS_FILE, LoadedModel, load_model
 from seg_models.predictor import Predictor, PredictorSpec
 
 Device = Literal["cpu", "cuda"]
@@ -45,7 +45,7 @@ def open_checkpoint(uri: str) -> Checkpoint:
     if not storage.exists(storage.join(place, MODEL_FILE)) and storage.exists(storage.join(inside, MODEL_FILE)):
         place = inside
     try:
-        info = load_model(storage.local_copy(place)).info
+        info = _load(place).info
         space = LabelSpace.model_validate(info["label_space"])
     except ValueError as error:
         raise ValueError(f"checkpoint: {error}") from error
@@ -58,10 +58,15 @@ def load_checkpoint(checkpoint: Checkpoint, *, device: Device = "cpu") -> Loaded
     Raises:
         ValueError: they are damaged, or others by now.
     """
-    loaded = load_model(storage.local_copy(checkpoint.uri), device=device)
+    loaded = _load(checkpoint.uri, device=device)
     if loaded.info["sha256"] != checkpoint.sha256:
         raise ValueError(f"{checkpoint.uri}: other weights than when the job started; start it again")
     return loaded
+
+
+def _load(place: str, *, device: Device = "cpu") -> LoadedModel:
+    """A model and nothing else of its folder: a wrong address may name a whole data set."""
+    return load_model(storage.local_copy(place, names=(MODEL_FILE, WEIGHTS_FILE)), device=device)
 
 
 def make_predictor(checkpoint: Checkpoint, *, spec: PredictorSpec, device: Device, threads: int) -> Predictor:

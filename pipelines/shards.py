@@ -7,6 +7,7 @@ killed actor), so workers are deterministic and the driver keeps the first resul
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import time
 import uuid
@@ -42,6 +43,12 @@ class ComputeSpec(Spec):
     """Seconds to wait for a cluster that grows by itself to have room for the job."""
     address: str | None = None
     """Ray cluster to run on; default: RAY_ADDRESS, else a local Ray for this job."""
+
+    @property
+    def cluster(self) -> str | None:
+        """Address of the running cluster that is used; None for a local Ray."""
+        address = self.address or os.environ.get("RAY_ADDRESS")
+        return None if address in (None, "", "local") else address
 
 
 @dataclass(frozen=True)

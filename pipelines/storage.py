@@ -12,7 +12,7 @@ import posixpath
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +26,15 @@ from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 from seg_models.spec import did_you_mean
 
 REMOTE_SCHEMES = ("s3",)
+DENIED = frozenset({"AccessDenied", "403", "InvalidObjectState"})
+"""Codes of an object store that speak of one object; other refusals are about credentials or the clock."""
 
 
 class StorageError(OSError):
     """An object store that cannot be reached or does not let us in."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileInfo:
     """One file of a listing."""
 
@@ -40,6 +42,8 @@ class FileInfo:
     relative: str
     """Path below the listed folder, with `/`."""
     size_bytes: int
+    tag: str = ""
+    """Time of the last change, or the store's content tag (ETag): a replaced file has another."""
 
 
 def is_remote(uri: str) -> bool:
@@ -80,22 +84,40 @@ def _endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
+def _region() -> str | None:
+    """The region that requests are signed for; a server of one's own has none, and any will do."""
+    named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return named or ("us-east-1" if _endpoint() else None)
+
+
 @contextmanager
 def _filesystem(uri: str) -> Iterator[tuple[Any, str]]:
     """The fsspec filesystem of a place and its path there.
 
     Raises:
-        StorageError: no credentials, or nothing answers at the endpoint (botocore's errors are no OSError).
+        StorageError: no credentials, or ones that do not hold; nothing answers at the endpoint (botocore's errors are
+            no OSError).
+        PermissionError: the store denies this one object.
     """
     if not is_remote(uri):
         yield fsspec.filesystem("file"), normalise(uri)
         return
-    options = {"endpoint_url": _endpoint()} if _endpoint() else {}
+    options: dict[str, Any] = {"endpoint_url": _endpoint()} if _endpoint() else {}
+    if _region():
+        options["client_kwargs"] = {"region_name": _region()}  # botocore itself reads AWS_DEFAULT_REGION alone
     try:
         # Listings must show what others wrote a moment ago.
         yield fsspec.filesystem("s3", use_listings_cache=False, **options), uri.removeprefix("s3://")
-    except BotoCoreError as error:
+    except (BotoCoreError, PermissionError) as error:
+        if isinstance(error, PermissionError) and _error_code(error) in DENIED:
+            raise
         raise StorageError(f"{uri}: {error}; check the bucket name and the AWS_* variables") from error
+
+
+def _error_code(error: PermissionError) -> str:
+    """The store's own code, which s3fs leaves in the cause."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
 
 
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -107,18 +129,17 @@ def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if endpoint:
         parts = urlsplit(endpoint)
         options = {"endpoint_override": parts.netloc, "scheme": parts.scheme}
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if region or endpoint:
-        options["region"] = region or "us-east-1"
+    if _region():
+        options["region"] = _region()
     return pyarrow.fs.S3FileSystem(**options), uri.removeprefix("s3://")
 
 
 def delta_options(uri: str) -> dict[str, str]:
     """Storage options of a place for Delta tables; empty on local disk. Everything else it reads from AWS_*."""
-    endpoint = _endpoint()
-    if not is_remote(uri) or not endpoint:
+    endpoint, region = _endpoint(), _region()
+    if not is_remote(uri) or not endpoint or not region:
         return {}
-    options = {"AWS_ENDPOINT_URL": endpoint, "AWS_REGION": os.environ.get("AWS_REGION", "us-east-1")}
+    options = {"AWS_ENDPOINT_URL": endpoint, "AWS_REGION": region}
     if endpoint.startswith("http://"):
         options["AWS_ALLOW_HTTP"] = "true"
     return options
@@ -129,18 +150,26 @@ def read_bytes(uri: str) -> bytes:
 
     Raises:
         ValueError: there is no such file.
+        PermissionError: this one file is closed to us.
+        StorageError: the object store cannot be reached or does not let us in.
     """
     try:
         if not is_remote(uri):
             return Path(normalise(uri)).read_bytes()
         with _filesystem(uri) as (filesystem, path):
-            return bytes(filesystem.cat_file(path))
+            # One request: s3fs would ask for the size before, and a refusal of that has no error code.
+            return bytes(filesystem.cat_file(path, max_concurrency=1))
     except FileNotFoundError as error:
         raise ValueError(f"{uri}: no such file") from error
 
 
 def read_range(uri: str, *, offset: int, size_bytes: int) -> bytes:
-    """`size_bytes` bytes of a file from `offset`."""
+    """`size_bytes` bytes of a file from `offset`.
+
+    Raises:
+        PermissionError: this one file is closed to us.
+        StorageError: the object store cannot be reached or does not let us in.
+    """
     if not is_remote(uri):
         with open(normalise(uri), "rb") as file:
             file.seek(offset)
@@ -223,7 +252,8 @@ def list_files(uri: str, *, recursive: bool = True) -> list[FileInfo]:
         for name in names:
             path = os.path.join(folder, name)
             if os.path.isfile(path):
-                found.append(FileInfo(path, os.path.relpath(path, root), os.path.getsize(path)))
+                status = os.stat(path)
+                found.append(FileInfo(path, os.path.relpath(path, root), status.st_size, str(status.st_mtime_ns)))
     return sorted(found, key=lambda file: file.relative)
 
 
@@ -245,7 +275,7 @@ def _list_remote(uri: str, *, recursive: bool) -> list[FileInfo]:
     with _filesystem(uri) as (filesystem, path):
         entries = filesystem.find(path, detail=True, maxdepth=None if recursive else 1)
     files = [
-        FileInfo(f"s3://{name}", name.removeprefix(path).lstrip("/"), int(entry["size"]))
+        FileInfo(f"s3://{name}", name.removeprefix(path).lstrip("/"), int(entry["size"]), str(entry.get("ETag", "")))
         for name, entry in entries.items()
         if entry["type"] == "file" and not name.endswith("/")
     ]
@@ -285,7 +315,10 @@ def check_writable(uri: str) -> None:
     Raises:
         ValueError: it cannot, with the reason and what to do.
     """
-    probe = join(uri, f".segray-write-test-{uuid.uuid4().hex}")
+    folder = uri
+    while not is_remote(folder) and not os.path.lexists(folder):  # a refused job leaves no empty folders behind
+        folder = os.path.dirname(normalise(folder))
+    probe = join(folder, f".segray-write-test-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"segray")
         delete(probe)
@@ -295,18 +328,24 @@ def check_writable(uri: str) -> None:
         raise ValueError(f"{uri}: cannot be written ({reason}); {remedy}") from error
 
 
-def local_copy(uri: str) -> Path:
+def local_copy(uri: str, *, names: Sequence[str] = ()) -> Path:
     """A local path with the content of a file or folder: itself on local disk, else a copy in a cache.
 
     The cache key holds names, sizes and the store's content tags, so a changed object gets a new copy.
 
+    Args:
+        names: of a folder, the only files to copy.
+
     Raises:
-        ValueError: there is nothing at this place.
+        ValueError: there is nothing at this place, or one of `names` is missing; nothing is copied then.
     """
     if not is_remote(uri):
         return Path(normalise(uri))
-    folder = is_dir(uri)
-    files = list_files(uri) if folder else [FileInfo(uri, posixpath.basename(uri), 0)]
+    folder = bool(names) or is_dir(uri)
+    if names:
+        files = [FileInfo(join(uri, name), name, 0) for name in names]
+    else:
+        files = list_files(uri) if folder else [FileInfo(uri, posixpath.basename(uri), 0)]
     listing = "\n".join(f"{file.relative} {_content_tag(file.uri)}" for file in files)
     key = hashlib.sha256(f"{_endpoint()}\n{uri}\n{listing}".encode()).hexdigest()[:24]
     cache = Path(os.environ.get("SEGRAY_CACHE", Path.home() / ".cache" / "segray")) / key

@@ -1,12 +1,15 @@
 """What a segmentation model is: settings, networks, losses, prediction, metrics, export.
 
-Needs torch, torchvision, timm, numpy, pydantic, pillow and safetensors, and nothing of the pipeline around it.
+Needs torch, torchvision, timm, numpy, pydantic and safetensors, and nothing of the pipeline around it. Captum
+attributions and ONNX files need the packages that their error messages name.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from seg_models.version import __version__
 
 if TYPE_CHECKING:
     from seg_models.checkpoints import LoadedModel, load_model, save_model
@@ -22,6 +25,7 @@ __all__ = [
     "SemanticOutput",
     "SemanticTarget",
     "Spec",
+    "__version__",
     "create_model",
     "describe_model",
     "list_models",

@@ -169,8 +169,7 @@ class _Trainer:
         if self.plan.tracking is not None:
             from jobs.tracking import MetricSender  # only the rank that sends loads MLflow
 
-            tracking = self.plan.tracking
-            sender = MetricSender(tracking.run_id, tracking.uri, journal=tracking.journal)
+            sender = MetricSender(self.plan.tracking.run_id, self.plan.tracking.uri)
         return PointLog(self.plan.run, from_step=self.first_step, sender=sender)
 
     def _log(self, losses: list[Tensor]) -> None:
@@ -189,7 +188,7 @@ class _Trainer:
             return
         self.points.flush()
         save_checkpoint(self.plan.run, self._state(states))
-        prune_checkpoints(self.plan.run, keep=self.plan.keep_checkpoints)
+        prune_checkpoints(self.plan.run, saved=self.step, keep=self.plan.keep_checkpoints)
 
     def _state(self, rng: list[dict[str, Any]]) -> TrainState:
         facts = {

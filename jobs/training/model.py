@@ -14,9 +14,10 @@ from jobs.training.plan import TrainPlan, Worker
 from jobs.training.reductions import reduce_in_rank_order
 from pipelines import storage
 from pipelines.labels import LabelSpace
-from seg_models.backbones.timm_backbone import without_weights
-from seg_models.checkpoints import load_model, transfer
+from seg_models.backbones.timm_backbone import move_weights, without_weights
+from seg_models.checkpoints import MODEL_FILE, WEIGHTS_FILE, load_model, transfer
 from seg_models.outputs import SegModel, SemanticOutput
+from seg_models.spec import ModelSpec
 
 
 def fresh_model(plan: TrainPlan, worker: Worker) -> tuple[SegModel, str | None]:
@@ -30,7 +31,7 @@ def fresh_model(plan: TrainPlan, worker: Worker) -> tuple[SegModel, str | None]:
     torch.manual_seed(plan.recipe.seed)
     if worker.rank != 0:
         dist.barrier()
-    spec = plan.recipe.model if plan.init_from is None else without_weights(plan.recipe.model)
+    spec = local_weights(plan.recipe.model) if plan.init_from is None else without_weights(plan.recipe.model)
     model = spec.build(plan.label_space.num_classes)
     report = None if plan.init_from is None else _fill(model, plan.init_from, plan.label_space)
     if worker.rank == 0 and worker.world > 1:
@@ -38,8 +39,17 @@ def fresh_model(plan: TrainPlan, worker: Worker) -> tuple[SegModel, str | None]:
     return model, report
 
 
+def local_weights(spec: ModelSpec) -> ModelSpec:
+    """The same settings with backbone weights of object stores copied to this machine.
+
+    Raises:
+        ValueError: an object is missing.
+    """
+    return move_weights(spec, lambda ref: str(storage.local_copy(ref)) if storage.is_remote(ref) else ref)
+
+
 def _fill(model: SegModel, checkpoint: str, label_space: LabelSpace) -> str:
-    loaded = load_model(storage.local_copy(storage.normalise(checkpoint)))
+    loaded = load_model(storage.local_copy(storage.normalise(checkpoint), names=(MODEL_FILE, WEIGHTS_FILE)))
     same = LabelSpace.model_validate(loaded.label_space).same_classes(label_space)
     return transfer(model, loaded.model.state_dict(), same_classes=same).text()
 

@@ -21,7 +21,6 @@ class Tracking:
 
     run_id: str
     uri: str
-    journal: str = ""
 
 
 @dataclass(frozen=True)

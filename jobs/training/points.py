@@ -1,4 +1,4 @@
-"""The training curve: every point is in a file before anybody else hears of it."""
+"""The training curve: every point is in a file before anybody else hears of it, and the file is what counts."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from jobs.tracked_run import now_ms
 from pipelines import storage
 
 FILE = "metrics.jsonl"
 
 
 class Sender(Protocol):
-    """What passes points on in the background; never waits."""
+    """What passes points on in the background; never waits, and may lose some: they are in the file."""
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
+    def log(self, metrics: Mapping[str, float], step: int, time_ms: int) -> None:
         """Queue the numbers of one step."""
 
     def close(self) -> object:
@@ -46,10 +47,11 @@ class PointLog:
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Record the numbers of one step."""
-        self._file.write(_line({"step": step, **metrics}))
+        """Record the numbers of one step and the present time."""
+        time_ms = now_ms()
+        self._file.write(_line({"step": step, "time_ms": time_ms, **metrics}))
         if self._sender is not None and step > self._sent_step:
-            self._sender.log(metrics, step)
+            self._sender.log(metrics, step, time_ms)
 
     def flush(self) -> None:
         """Make what was recorded visible in the run's folder."""

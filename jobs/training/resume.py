@@ -132,9 +132,14 @@ def checkpoint_steps(run: str) -> list[int]:
     return sorted(int(match.group(1)) for match in matches if match)
 
 
-def prune_checkpoints(run: str, *, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints. Call it only after a new one has verified."""
-    for step in checkpoint_steps(run)[:-keep]:
+def prune_checkpoints(run: str, *, saved: int, keep: int) -> None:
+    """Remove all but the `keep` newest checkpoints. Call it only after that of step `saved` has verified.
+
+    A folder of a later step did not verify when the run went back behind it: it goes, and takes nobody's place.
+    """
+    steps = checkpoint_steps(run)
+    reached = [step for step in steps if step <= saved]
+    for step in [*reached[:-keep], *steps[len(reached) :]]:
         uri = checkpoint_uri(run, step)
         storage.delete(storage.join(uri, MANIFEST))  # first, so that half a folder never counts
         storage.delete(uri)

@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.specs import TrainData, TrainJob
 from jobs.tracked_run import Run
+from jobs.training.model import local_weights
 from jobs.training.plan import Tracking, TrainPlan, class_weights, run_identity, usable_workers
 from jobs.training.resources import Allocation, allocate, this_machine
 from jobs.training.resume import check_identity, check_same_run, checkpoint_steps
@@ -61,7 +62,7 @@ def find_first_weights(work: TrainWork, *, fetch: bool) -> None:
         ValueError: weights are missing, or cannot be fetched.
     """
     if work.job.init_from is None and not checkpoint_steps(work.run):
-        find_weights(work.job.recipe.model, fetch=fetch)
+        find_weights(local_weights(work.job.recipe.model), fetch=fetch)
 
 
 def _check_validation(job: TrainJob, index: SampleIndex) -> None:
@@ -122,7 +123,7 @@ def make_plan(work: TrainWork, allocation: Allocation, tracked: Run) -> TrainPla
         checkpoint_every=job.checkpoint_every,
         keep_checkpoints=job.keep_checkpoints,
         log_every=job.log_every,
-        tracking=Tracking(tracked.run_id, tracked.tracking_uri, tracked.journal) if tracked.run_id else None,
+        tracking=Tracking(tracked.run_id, tracked.tracking_uri) if tracked.run_id else None,
     )
 
 
@@ -178,6 +179,7 @@ def resources_text(work: TrainWork) -> str:
     Raises:
         ValueError: it does not fit.
     """
-    if work.job.compute.address is not None:
-        return f"of the cluster at {work.job.compute.address}, checked when the job starts"
+    cluster = work.job.compute.cluster
+    if cluster is not None:
+        return f"of the cluster at {cluster}, checked when the job starts"
     return allocate(this_machine(), workers=work.workers, device=work.job.device, threads=work.job.threads).text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from jobs.training.loop import train
 from jobs.training.plan import TrainPlan, Worker
 from pipelines import storage
+from seg_models import __version__
 from seg_models.checkpoints import MODEL_FILE, WEIGHTS_FILE, save_model
 from seg_models.outputs import SegModel
 
@@ -62,7 +62,7 @@ def publish_model(plan: TrainPlan, model: SegModel, figures: dict[str, Any]) -> 
         "workers": figures["workers"],
         "data": [{**summary.part.model_dump(), "sha256": summary.fingerprint} for summary in plan.index.parts],
         "init_from": plan.init_from,
-        "versions": {"segray": version("segray"), "torch": torch.__version__},
+        "versions": {"segray": __version__, "torch": torch.__version__},
     }
     with tempfile.TemporaryDirectory() as scratch:
         save_model(

@@ -194,19 +194,33 @@ class FolderSource(Source):
             return deal_by_table(files, splits=self._places)
         if isinstance(self.splits, str) and self.splits != "auto":
             return {self.splits: list(files)}, []
-        by_folder = deal_by_folder(files)
-        if all(name.lower() in KNOWN_SPLITS for name in by_folder):
-            return by_folder, []
-        return {root_split(root): list(files)}, []
+        return deal_by_name(files, root=root)
 
 
-def deal_by_folder(files: Sequence[FileInfo]) -> dict[str, list[FileInfo]]:
-    """Files by their first folder; the empty name holds files in none."""
-    parts: dict[str, list[FileInfo]] = defaultdict(list)
+def deal_by_name(files: Sequence[FileInfo], *, root: str) -> tuple[dict[str, list[FileInfo]], list[str]]:
+    """Files by the first folders that are named like splits, and a note about files beside these folders.
+
+    Without such folders all files are one split.
+
+    Raises:
+        ValueError: folders of other names hold files too, so that nobody knows which split those belong to.
+    """
+    by_folder: dict[str, list[FileInfo]] = defaultdict(list)
     for file in files:
         first, slash, _ = file.relative.partition("/")
-        parts[first if slash else ""].append(file)
-    return dict(parts)
+        by_folder[first if slash else ""].append(file)
+    loose = by_folder.pop("", [])
+    splits = [name for name in by_folder if name.lower() in KNOWN_SPLITS]
+    if not splits:
+        return {root_split(root): list(files)}, []
+    others = [name for name in by_folder if name not in splits]
+    if others:
+        raise ValueError(
+            f"source.splits = 'auto': {root!r} holds the split folders {few(splits)} beside {few(others)}; name "
+            f"the folder of each split (splits.{splits[0]} = {splits[0]!r} …) or one split of all (splits = 'train')"
+        )
+    note = f"{len(loose)} files lie beside the split folders {few(splits)} and are left out: "
+    return dict(by_folder), [note + few([file.relative for file in loose])] if loose else []
 
 
 def deal_by_table(

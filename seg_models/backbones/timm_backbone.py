@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any, Literal, Self, TypeVar
 
 import timm
@@ -33,7 +34,7 @@ class BackboneSpec(Spec):
     pretrained: bool = False
     """Fetch timm's published ImageNet weights."""
     weights: str | None = None
-    """A classifier's weights: a path, `package:module/file` or an https URL."""
+    """A classifier's weights: a path, `package:module/file`, an https URL or, in a job, an `s3://` address."""
     weights_sha256: str | None = Field(None, pattern=r"^[0-9a-fA-F]{64}$")
     """What the weights file must hash to."""
     match: Literal["name", "order"] = "name"
@@ -192,7 +193,20 @@ def find_weights(spec: Spec, *, fetch: bool = True) -> None:
 
 def without_weights(spec: SpecT) -> SpecT:
     """The same settings with every backbone untrained: to count parameters, or to fill from a checkpoint."""
-    changes: dict[str, Any] = {name: without_weights(value) for name, value in spec if isinstance(value, Spec)}
+    untrained = {"pretrained": False, "weights": None, "weights_sha256": None, "match": "name"}
+    return _change_backbones(spec, lambda _: untrained)
+
+
+def move_weights(spec: SpecT, locate: Callable[[str], str]) -> SpecT:
+    """The same settings with the weights of every backbone taken from where `locate` says they are."""
+    return _change_backbones(spec, lambda backbone: {"weights": backbone.weights and locate(backbone.weights)})
+
+
+def _change_backbones(spec: SpecT, change: Callable[[BackboneSpec], dict[str, Any]]) -> SpecT:
+    """The same settings with some of every backbone's changed, wherever it stands."""
+    changes: dict[str, Any] = {
+        name: _change_backbones(value, change) for name, value in spec if isinstance(value, Spec)
+    }
     if isinstance(spec, BackboneSpec):
-        changes.update(pretrained=False, weights=None, weights_sha256=None, match="name")
+        changes.update(change(spec))
     return spec.model_copy(update=changes)

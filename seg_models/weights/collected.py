@@ -6,7 +6,6 @@ differ in size, range and padding; batch norm may be folded into the convolution
 
 from __future__ import annotations
 
-from pathlib import PurePath
 from typing import Any
 
 from seg_models.weights.classifiers import ClassifierSpec
@@ -73,10 +72,10 @@ _FILES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def collected_ensemble(folder: str) -> tuple[ClassifierSpec, ...]:
-    """The eleven collected classifiers, with weights in `folder`."""
+    """The eleven collected classifiers, with weights in `folder`, a path or an address."""
     return tuple(
         ClassifierSpec(
-            title=stem, weights=str(PurePath(folder, f"{stem}.safetensors")), weights_sha256=sha256, **settings
+            title=stem, weights=f"{folder.rstrip('/')}/{stem}.safetensors", weights_sha256=sha256, **settings
         )
         for stem, (sha256, settings) in _FILES.items()
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import pickle
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import safetensors
 import torch
@@ -62,7 +63,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _local_file(ref: str) -> Path:
-    path = Path(ref.removeprefix("file://")).expanduser()
+    ref = ref.removeprefix("file://")
+    if "://" in ref:
+        raise ValueError(f"weights {ref!r}: allowed are a local path, {PACKAGE}…, {TIMM}… and https://…")
+    path = Path(ref).expanduser()
     if not path.is_file():
         raise ValueError(f"weights {path.name!r} are missing: put the file at {path.absolute()}")
     return path
@@ -85,7 +89,9 @@ def _package_file(ref: str) -> Path:
 
 
 def _url_file(url: str) -> Path:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    # Many addresses end in the same name, such as model.safetensors; the suffix says how to read the file.
+    name = f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{PurePosixPath(urlsplit(url).path).name}"
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

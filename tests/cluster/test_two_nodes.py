@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -43,17 +44,19 @@ cluster.shutdown()
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_shards_are_worked_on_by_both_nodes_and_places_are_seen_by_both(tmp_path: Path) -> None:
-    (tmp_path / "t" / "ray").mkdir(parents=True)
     (tmp_path / "place").mkdir()
-    environment = {**os.environ, "RAY_TMPDIR": str(tmp_path / "t"), "RAY_AUTH_MODE": "disabled"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "place")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=220,
-        check=False,
-    )
+    # Not below tmp_path: Ray puts sockets there, whose paths may have 107 characters at most.
+    with tempfile.TemporaryDirectory(prefix="sr-", dir="/tmp", ignore_cleanup_errors=True) as short:
+        (Path(short) / "ray").mkdir()
+        environment = {**os.environ, "RAY_TMPDIR": short, "RAY_AUTH_MODE": "disabled"}
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(tmp_path / "place")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=220,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr[-2000:]
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     assert answer == {"values": list(range(8)), "nodes": 2, "left": []}

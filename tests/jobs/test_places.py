@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from jobs.places import absolute, absolute_database, places
-from jobs.specs import EvaluateJob, IngestJob, PredictJob, PsslJob, TrainJob
+from jobs.specs import DemoJob, EvaluateJob, IngestJob, Job, PredictJob, PsslJob, ReportJob, TrackingSpec, TrainJob
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return str(tmp_path)
 
 
@@ -31,6 +32,15 @@ def test_the_source_of_an_ingest_and_the_parts_of_training_data_are_places(here:
     )
     assert places(train) == [f"{here}/a", f"{here}/b", f"{here}/o"]
     assert f"{here}/photos" in places(PredictJob(checkpoint="c", images="photos"))
+
+
+def test_list_files_of_splits_and_classes_are_places_and_folder_names_are_not(here: str) -> None:
+    source = {"kind": "folder", "images": "in", "classes": ["in/classes.txt"]}
+    splits = {"train": "lists/train.txt", "val": "later"}
+    job = absolute(IngestJob.model_validate({"source": {**source, "splits": splits}, "dataset": "d"}))
+    assert {f"{here}/in/classes.txt", f"{here}/lists/train.txt"} <= set(places(job))
+    found = job.source.model_dump()["splits"]
+    assert found == {"train": f"{here}/lists/train.txt", "val": "later"}
 
 
 def test_local_weights_are_places_and_those_of_packages_and_hubs_are_not(here: str) -> None:
@@ -56,3 +66,38 @@ def test_a_job_for_another_folder_keeps_everything_but_its_relative_paths(here: 
 
 def test_a_tracking_server_keeps_its_address() -> None:
     assert absolute_database("http://host:5000") == "http://host:5000"
+
+
+def test_the_default_database_of_a_job_for_another_folder_lies_in_this_one(
+    here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = EvaluateJob(checkpoint="s3://b/c", dataset="s3://b/d")
+    assert absolute(job).tracking.uri == f"sqlite:///{here}/out/mlflow.db"
+    off = TrackingSpec(enabled=False)
+    for other in (DemoJob(), ReportJob(run="s3://b/run"), job.model_copy(update={"tracking": off})):
+        assert absolute(other).tracking == other.tracking
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert absolute(job).tracking.uri is None, "the variable travels with the job"
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        EvaluateJob(checkpoint="c", dataset="d", output="s3://b/out"),
+        PsslJob.model_validate({"dataset": "s3://b/out", "ensemble": {"classifiers": [{"name": "a"}]}}),
+    ],
+)
+def test_a_job_for_an_object_store_is_told_to_name_a_tracking_server(
+    job: Job, here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"s3://b/out.*MLFLOW_TRACKING_URI or tracking\.uri.*tracking\.enabled = false"
+    ):
+        absolute(job)
+    for tracking in (TrackingSpec(enabled=False), TrackingSpec(uri="http://host:5000")):
+        assert absolute(job.model_copy(update={"tracking": tracking})).tracking == tracking
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert absolute(job).tracking.uri is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@host:5000")
+    with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD"):
+        absolute(job)

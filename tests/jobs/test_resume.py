@@ -22,6 +22,7 @@ from jobs.training.resume import (
     checkpoint_uri,
     load_checkpoint,
     newest_checkpoint,
+    prune_checkpoints,
     restore_rng,
     rng_state,
     save_checkpoint,
@@ -308,6 +309,29 @@ class _Bomb:
 def test_only_the_newest_checkpoints_are_kept(index: SampleIndex, tmp_path: Path) -> None:
     train_alone(plan_of(index, tmp_path, random_recipe(), checkpoint_every=1, keep_checkpoints=2))
     assert checkpoint_steps(str(tmp_path)) == [5, 6]
+
+
+def test_a_folder_of_a_later_step_takes_no_good_checkpoints_place(tmp_path: Path) -> None:
+    for step in (900, 1000, 1500):
+        save_step(tmp_path, step)
+    Path(checkpoint_uri(str(tmp_path), 1500), "manifest.json").unlink()  # killed while it was written
+    newest = save_step(tmp_path, 1100)
+    prune_checkpoints(str(tmp_path), saved=1100, keep=1)
+    assert checkpoint_steps(str(tmp_path)) == [1100]
+    assert newest_checkpoint(str(tmp_path), log=print) == newest
+
+
+def test_a_resumed_run_that_saves_more_often_keeps_what_it_just_saved(
+    index: SampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(index, tmp_path, random_recipe(), checkpoint_every=1, keep_checkpoints=1)
+    train_until(plan, 3, monkeypatch)
+    torn = Path(checkpoint_uri(plan.run, 5))
+    torn.mkdir()
+    (torn / "model.safetensors").write_bytes(b"torn")
+    train_until(plan, 4, monkeypatch)
+    assert checkpoint_steps(plan.run) == [4]
+    assert newest_checkpoint(plan.run, log=print) == checkpoint_uri(plan.run, 4)
 
 
 def test_nothing_is_pruned_when_the_new_checkpoint_does_not_verify(

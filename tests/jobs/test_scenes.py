@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,19 @@ def test_every_class_has_a_colour_of_its_own() -> None:
 def test_photographs_come_from_installed_packages_with_known_classes(tmp_path: Path) -> None:
     write_photos(tmp_path)
     samples = ImageNetSource(root=str(tmp_path)).list_samples().samples
-    assert {sample.id + Path(sample.image_uri).suffix: sample.class_index for sample in samples} == PHOTOS
-    for name in PHOTOS:
+    found = {Path(sample.image_uri).name: sample.class_index for sample in samples}
+    assert found == {Path(place).name: index for place, index in PHOTOS.items()}
+    assert {place.partition("/")[0] for place in PHOTOS} == {"skimage", "sklearn"}
+    for name in found:
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) >= 224
+
+
+@pytest.mark.parametrize(("package", "named"), [("skimage", "scikit-image"), ("sklearn", "scikit-learn")])
+def test_photographs_of_a_package_that_is_not_installed_name_it(
+    package: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(ValueError, match=rf"come with {named}: pip install 'segray\[samples\]'"):
+        write_photos(tmp_path)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +15,10 @@ import jsonschema
 import pytest
 import ray
 import yaml
+from ray.autoscaler._private.util import prepare_config
 
 from jobs import cli, submit
+from tests.tiny_data import write_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,6 +57,19 @@ def test_a_dry_run_shows_the_resolved_job_and_sends_nothing(
     first, _, text = capsys.readouterr().out.partition("\n")
     assert "to http://127.0.0.1:1, package" in first
     assert json.loads(text)["predictor"]["flip"] is True
+
+
+def test_a_dry_run_counts_what_the_places_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    dataset = write_dataset(tmp_path / "data", shard_sizes=(3,), split="test")
+    arguments = ["--dataset", dataset.root, "--compute.actors", "500", "--address", "http://127.0.0.1:1", "--dry-run"]
+    assert cli.run(["submit", "check", *arguments]) == 0
+    plan = json.loads(capsys.readouterr().out.partition("\n")[2])["plan"]
+    assert plan["images"] == 3
+    assert plan["compute"]["where"] == "http://127.0.0.1:1"
+    assert "RAY_ADDRESS" not in os.environ
 
 
 def test_no_cluster_named_is_an_error_with_the_remedy(
@@ -105,8 +123,9 @@ def test_a_job_that_runs_is_followed_and_one_that_ended_gets_a_new_id(
 class Cluster:
     """Stands for Ray's job client: every time it is asked for the log it sends the next of `logs`, from the start."""
 
-    def __init__(self, logs: list[list[str]], states: list[str]) -> None:
-        self.logs, self.states = logs, states
+    def __init__(self, logs: list[list[str]], states: list[str], code: int | None = None) -> None:
+        self.logs, self.states, self.code = logs, states, code
+        """A state `lost` stands for a cluster that does not answer."""
 
     async def tail_job_logs(self, chosen: str) -> AsyncIterator[str]:
         for text in self.logs.pop(0):
@@ -115,7 +134,10 @@ class Cluster:
             yield text
 
     def get_job_info(self, chosen: str) -> SimpleNamespace:
-        return SimpleNamespace(status=SimpleNamespace(value=self.states.pop(0)), message="no such module")
+        status = SimpleNamespace(value=self.states.pop(0))
+        if status.value == "lost":
+            raise ConnectionError("connection refused")
+        return SimpleNamespace(status=status, message="no such module", driver_exit_code=self.code)
 
 
 def test_a_log_that_broke_off_goes_on_where_it_was(
@@ -127,13 +149,101 @@ def test_a_log_that_broke_off_goes_on_where_it_was(
     assert capsys.readouterr().out == "one\ntwo\nthree\njob x: succeeded\n"
 
 
+def test_a_cluster_that_is_away_for_a_while_is_asked_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "POLL_S", 0.0)
+    client = Cluster([["one\n", "lost"], ["lost"], ["one\ntwo\n"]], ["lost", "lost", "SUCCEEDED"])
+    assert submit.follow(client, "x") == 0
+    shown = capsys.readouterr()
+    assert shown.out == "one\ntwo\njob x: succeeded\n"
+    assert shown.err.count("trying again") == 1
+    monkeypatch.setattr(submit, "GIVE_UP_S", 0.0)
+    with pytest.raises(RuntimeError, match=r"no answer about job x .*connection refused.*; it may run on"):
+        submit.follow(Cluster([["lost"], ["lost"]], ["lost", "lost"]), "x")
+
+
 def test_a_job_that_failed_before_its_log_began_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     assert submit.follow(Cluster([[]], ["FAILED"]), "x") == 1
     assert "segray: error: no such module" in capsys.readouterr().err
 
 
-def test_cluster_yaml_fits_rays_own_schema() -> None:
+@pytest.mark.parametrize(
+    ("state", "code", "expected"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 2, 2),
+        ("FAILED", 1, 1),
+        ("FAILED", -9, 137),
+        ("FAILED", None, 1),
+        ("STOPPED", None, 1),
+    ],
+)
+def test_submit_ends_with_the_exit_code_of_the_job(state: str, code: int | None, expected: int) -> None:
+    assert submit.follow(Cluster([["log\n"]], [state], code), "x") == expected
+
+
+def test_variables_of_stores_and_tracking_travel_and_those_of_this_machine_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    travel = {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_SESSION_TOKEN": "c",
+        "AWS_ENDPOINT_URL_S3": "http://s3",
+        "AWS_ALLOW_HTTP": "true",
+        "MLFLOW_TRACKING_TOKEN": "d",
+        "MLFLOW_S3_ENDPOINT_URL": "http://s3",
+    }
+    stay = [
+        "AWS_PROFILE",
+        "AWS_DEFAULT_PROFILE",
+        "AWS_CONFIG_FILE",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_ROLE_ARN",
+        "AWS_CA_BUNDLE",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_EC2_METADATA_DISABLED",
+        "MLFLOW_TRACKING_CLIENT_CERT_PATH",
+        "PATH",
+        "HOME",
+    ]
+    database = {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
+    passed = submit.passed_on({**travel, **database, **dict.fromkeys(stay, "x")})
+    assert passed == {**travel, "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
+
+
+@pytest.fixture(scope="module")
+def cluster_yaml() -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    return config
+
+
+def test_every_node_type_says_its_image_and_profile_in_words_ec2_knows(cluster_yaml: dict[str, Any]) -> None:
+    session, validate = importlib.import_module("botocore.session"), importlib.import_module("botocore.validate")
+    shape = session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    for name, node_type in cluster_yaml["available_node_types"].items():
+        node = node_type["node_config"]
+        unknown = validate.ParamValidator().validate({**node, "MinCount": 1, "MaxCount": 1}, shape)
+        assert not unknown.has_errors(), f"{name}: {unknown.generate_report()}"
+        assert re.fullmatch(r"ami-[0-9a-f]+|resolve:ssm:/aws/service/\S+", node["ImageId"]), name
+        assert node["IamInstanceProfile"], name
+
+
+def test_ray_adds_nothing_of_its_own_to_the_set_up(cluster_yaml: dict[str, Any]) -> None:
+    prepared = prepare_config(cluster_yaml)
+    assert prepared["head_setup_commands"] == prepared["worker_setup_commands"] == cluster_yaml["setup_commands"]
+
+
+def test_the_lock_holds_what_ray_up_needs() -> None:
+    locked = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split() if "==" in line)
+    assert locked["boto3"].split(".")[:2] == locked["botocore"].split(".")[:2]
+
+
+def test_cluster_yaml_fits_rays_own_schema(cluster_yaml: dict[str, Any]) -> None:
+    config = cluster_yaml
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
     jsonschema.validate(config, schema)
     assert config["head_node_type"] in config["available_node_types"]

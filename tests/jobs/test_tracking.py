@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.specs import Job, TrackingSpec
-from jobs.tracking import MetricSender, check_tracking, default_tracking_uri, track
+from jobs.specs import CheckJob, EvaluateJob, IngestJob, Job, TrackingSpec
+from jobs.tracked_run import Run
+from jobs.tracking import MetricSender, check_tracking, deliver, track, tracking_uri
+from jobs.training.points import PointLog, read_points
 
 
 @pytest.fixture(autouse=True)
@@ -143,40 +145,91 @@ def test_long_settings_are_cut_and_lists_of_tables_become_numbered_keys() -> Non
     assert flat["x"] == "null"
 
 
-def test_the_default_is_a_database_file_beside_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = Job(name="walk")
-    assert default_tracking_uri(job, str(tmp_path / "runs" / "a")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+def test_the_default_is_one_database_file_for_every_job_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert default_tracking_uri(job, "s3://bucket/runs/a") == f"sqlite:///{tmp_path}/mlflow.db"
+    jobs = [
+        IngestJob.model_validate({"source": {"kind": "folder", "images": "i"}, "dataset": "out/mine"}),
+        EvaluateJob(checkpoint="c", dataset="d", output="elsewhere/evaluate"),
+        CheckJob(dataset="d", output="s3://bucket/check"),
+    ]
+    assert {tracking_uri(job) for job in jobs} == {f"sqlite:///{tmp_path}/out/mlflow.db"}
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
-    assert default_tracking_uri(job, str(tmp_path)) == "http://host:5000"
+    assert tracking_uri(jobs[0]) == "http://host:5000"
+    assert tracking_uri(Job(name="walk", tracking=TrackingSpec(uri="sqlite:////a.db"))) == "sqlite:////a.db"
 
 
-def test_a_dry_run_checks_without_making_a_database(tmp_path: Path) -> None:
-    check_tracking(Job(name="walk"), str(tmp_path / "out"), dry_run=True)
+def test_the_default_database_is_made_with_its_folder_and_artifacts_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = Job(name="walk")
+    check_tracking(job, dry_run=True)
+    assert list(tmp_path.iterdir()) == [], "a dry run leaves nothing"
+    check_tracking(job)
+    with track(job, verb="train", output=str(tmp_path / "elsewhere")) as run:
+        pass
+    assert (tmp_path / "out" / "mlflow.db").exists()
+    assert client(run.tracking_uri).get_run(run.run_id).info.artifact_uri.startswith(f"{tmp_path}/out/mlflow-artifacts")
+
+
+@pytest.mark.parametrize(
+    ("uri", "remedy"),
+    [
+        ("https://user:secret@host:5000", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("http://secret@host", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("http://user:sec/secret@ret@host", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ("postgresql+psycopg2://user:secret@host/db", "pgpass"),
+    ],
+)
+def test_a_password_in_the_address_is_refused_and_not_repeated(
+    uri: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal(job: Job) -> str:
+        with pytest.raises(ValueError, match=remedy) as caught:
+            check_tracking(job, dry_run=True)
+        assert "secret" not in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
+        return str(caught.value).partition(": ")[0]
+
+    assert refusal(Job(name="walk", tracking=TrackingSpec(uri=uri))) == "tracking.uri"
+    assert refusal(Job(name="walk", tracking=TrackingSpec(uri=uri, enabled=False))) == "tracking.uri"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert refusal(Job(name="walk")) == "MLFLOW_TRACKING_URI"
+    check_tracking(Job(name="walk", tracking=TrackingSpec(enabled=False)))
+    with (
+        pytest.raises(ValueError, match=remedy),
+        track(Job(name="walk"), verb="train", output=str(tmp_path / "out")),
+    ):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("uri", ["sqlite:////data/a:b@c.db", "postgresql://user@host/db", "databricks://profile"])
+def test_an_address_without_a_password_is_taken(uri: str) -> None:
+    assert tracking_uri(Job(name="walk", tracking=TrackingSpec(uri=uri))) == uri
+
+
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "bogus://host", "file:///somewhere/mlruns"])
-def test_an_unreachable_server_is_a_quick_error_that_says_what_to_do(uri: str, tmp_path: Path) -> None:
+def test_an_unreachable_server_is_a_quick_error_that_says_what_to_do(uri: str) -> None:
     job = Job(name="walk", tracking=TrackingSpec(uri=uri))
-    check_tracking(job.model_copy(update={"tracking": TrackingSpec(uri=uri, enabled=False)}), str(tmp_path))
+    check_tracking(job.model_copy(update={"tracking": TrackingSpec(uri=uri, enabled=False)}))
     start = time.monotonic()
     with pytest.raises(ValueError, match=r"no MLflow at .*tracking\.enabled = false"):
-        check_tracking(job, str(tmp_path / "out"))
+        check_tracking(job)
     assert time.monotonic() - start < 30  # the first one also imports mlflow; by default it would be minutes
 
 
-def test_a_server_that_never_answers_is_an_error_within_seconds(tmp_path: Path) -> None:
+def test_a_server_that_never_answers_is_an_error_within_seconds() -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        job = Job(name="walk", tracking=TrackingSpec(uri=f"http://user:secret@127.0.0.1:{silent.getsockname()[1]}"))
+        job = Job(name="walk", tracking=TrackingSpec(uri=f"http://127.0.0.1:{silent.getsockname()[1]}"))
         start = time.monotonic()
-        with pytest.raises(ValueError, match="no MLflow") as caught:
-            check_tracking(job, str(tmp_path / "out"))
+        with pytest.raises(ValueError, match="no MLflow"):
+            check_tracking(job)
     assert time.monotonic() - start < 30
-    assert "secret" not in str(caught.value).partition("(")[0]
 
 
 def test_disabled_tracking_touches_nothing(tmp_path: Path) -> None:
@@ -235,28 +288,110 @@ def test_the_sender_delivers_every_point_once_in_batches(job: Job, tmp_path: Pat
     assert [point.step for point in history] == list(range(1500))
 
 
-def test_the_sender_never_waits_and_the_run_sends_what_it_could_not(server: Server, tmp_path: Path) -> None:
-    job = Job(name="walk", tracking=TrackingSpec(uri=server.uri))
-    with track(job, verb="train", output=str(tmp_path / "out")) as run:
-        sender = MetricSender(run.run_id, run.tracking_uri, journal=run.journal)
+def record(points: PointLog, steps: range) -> None:
+    for step in steps:
+        points.log({"loss": 1.0 / step, "val/iou/a,b": 0.5}, step=step)
+
+
+def steps_of(run: Run, key: str) -> list[int]:
+    return sorted(point.step for point in client(run.tracking_uri).get_metric_history(run.run_id, key))
+
+
+def test_a_curve_recorded_while_the_server_was_away_is_whole_in_the_end(server: Server, tmp_path: Path) -> None:
+    job, folder = Job(name="walk", tracking=TrackingSpec(uri=server.uri)), str(tmp_path / "out")
+    with track(job, verb="train", output=folder) as run:
+        sender = MetricSender(run.run_id, run.tracking_uri)
+        points = PointLog(folder, from_step=0, sender=sender)
+        record(points, range(1, 50))
+        while steps_of(run, "loss") != list(range(1, 50)):
+            time.sleep(0.01)
         server.stop()
         start = time.monotonic()
-        for step in range(200):
-            sender.log({"loss": 1.0}, step)
-        assert time.monotonic() - start < 1
-        assert sender.close(timeout=5) == 200
+        record(points, range(50, 200))
+        assert time.monotonic() - start < 1, "training never waits for the server"
+        assert sender.close(timeout=5) == 300
+        run.log_curve(read_points(folder))  # the server is still away
         server.start()
-    history = client(server.uri).get_metric_history(run.run_id, "loss")
-    assert sorted(point.step for point in history) == list(range(200))
+    assert steps_of(run, "loss") == steps_of(run, "val/iou/a_b") == list(range(1, 200))
+    history = client(run.tracking_uri).get_metric_history(run.run_id, "loss")
+    recorded = {point["step"]: (point["loss"], point["time_ms"]) for point in read_points(folder)}
+    assert {point.step: (point.value, point.timestamp) for point in history} == recorded
 
 
-def test_a_worker_that_does_not_see_the_database_file_journals_instead_of_making_another(tmp_path: Path) -> None:
-    journal = tmp_path / "pending.jsonl"
-    sender = MetricSender("abc", f"sqlite:///{tmp_path}/elsewhere/mlflow.db", journal=str(journal))
+def test_a_curve_of_a_killed_worker_or_of_another_machine_is_whole_in_the_end(job: Job, tmp_path: Path) -> None:
+    folder = str(tmp_path / "out")
+    with track(job, verb="train", output=folder) as run:
+        record(PointLog(folder, from_step=0), range(1, 10))  # nothing of these was sent
+        sender = MetricSender(run.run_id, run.tracking_uri)
+        resumed = PointLog(folder, from_step=5, sender=sender)
+        record(resumed, range(6, 1200))
+        resumed.close()
+        assert steps_of(run, "loss") == list(range(10, 1200))
+        for _ in range(2):
+            run.log_curve(read_points(folder))
+    assert steps_of(run, "loss") == list(range(1, 1200))
+
+
+def test_a_worker_that_does_not_see_the_database_file_does_not_make_another(tmp_path: Path) -> None:
+    sender = MetricSender("abc", f"sqlite:///{tmp_path}/elsewhere/mlflow.db")
     sender.log({"loss": 1.0}, 1)
     sender.close()
     assert not (tmp_path / "elsewhere").exists()
-    assert json.loads(journal.read_text())["payload"]["points"][0][0] == "loss"
+
+
+def test_points_that_do_not_fit_the_queue_are_counted_as_not_sent() -> None:
+    from jobs.outbox import BackgroundSender
+
+    def away(entry: Any) -> None:
+        raise ConnectionError("away")
+
+    sender = BackgroundSender("run", send=away, max_points=3)
+    for step in range(5):
+        sender.put([["loss", 1.0, 0, step]])
+    assert sender.close(timeout=5) == 5
+
+
+# -- a job that has ended --------------------------------------------------------------------------------------------
+
+
+def test_an_ended_job_delivers_its_journal_its_curve_and_its_status(server: Server, tmp_path: Path) -> None:
+    job, folder = Job(name="walk", tracking=TrackingSpec(uri=server.uri)), str(tmp_path / "out")
+    with track(job, verb="train", output=folder) as run:
+        server.stop()
+        record(PointLog(folder, from_step=0), range(1, 4))
+        run.log_metrics({"val/miou": 0.5}, step=3)
+    deliver(job, output=folder, curve=read_points(folder))  # the server is still away: no error
+    assert Path(run.journal).exists()
+    server.start()
+    deliver(job.model_copy(update={"tracking": TrackingSpec(enabled=False)}), output=folder)
+    assert Path(run.journal).exists(), "tracking is off"
+    deliver(job, output=folder, curve=read_points(folder))
+    found = client(server.uri).get_run(run.run_id)
+    assert (found.info.status, found.data.metrics["val/miou"]) == ("FINISHED", 0.5)
+    assert steps_of(run, "loss") == [1, 2, 3]
+    assert not Path(run.journal).exists()
+    deliver(job, output=folder, curve=read_points(folder))
+    again = client(server.uri).get_run(run.run_id)
+    assert (again.info.end_time, steps_of(run, "loss")) == (found.info.end_time, [1, 2, 3])
+
+
+def test_the_run_of_a_driver_that_was_killed_after_its_last_word_becomes_finished(job: Job, tmp_path: Path) -> None:
+    folder = str(tmp_path / "out")
+    killed = track(job, verb="train", output=folder)
+    run = killed.__enter__()
+    assert client(run.tracking_uri).get_run(run.run_id).info.status == "RUNNING"
+    deliver(job, output=folder)
+    assert client(run.tracking_uri).get_run(run.run_id).info.status == "FINISHED"
+    killed.__exit__(None, None, None)
+
+
+def test_nothing_is_delivered_for_a_job_that_was_not_tracked_or_whose_database_is_gone(tmp_path: Path) -> None:
+    job = Job(name="walk")
+    deliver(job, output=str(tmp_path))
+    note = {"run_id": "a", "tracking_uri": f"sqlite:///{tmp_path}/gone/mlflow.db"}
+    (tmp_path / "mlflow.json").write_text(json.dumps(note))
+    deliver(job, output=str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.json"]
 
 
 def test_what_the_server_refuses_is_said_and_not_kept(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -18,11 +19,17 @@ import torch
 from safetensors.torch import load_file
 
 from jobs import train
+from jobs.evaluate import log_evaluation
 from jobs.specs import TrainData, TrainJob
+from jobs.tracked_run import Run
+from jobs.tracking import _client, track
 from jobs.training.launch import launch
 from jobs.training.plan import TrainPlan
+from jobs.training.points import PointLog
 from jobs.training.resources import Allocation, Node, allocate
+from jobs.training.work import check_job
 from jobs.training.worker import note_failure, read_failure, run_worker
+from pipelines import storage
 from pipelines.labels import LabelSpace
 from pipelines.samples import Part, build_index
 from pipelines.schema import ShardKey
@@ -165,6 +172,49 @@ def test_a_background_weight_for_classes_without_background_is_refused(tmp_path:
         train.run(job, dry_run=True)
 
 
+def test_an_output_that_cannot_be_written_is_named_and_no_database_is_made(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "ray_session", lambda _: pytest.fail("Ray was started"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file/runs/tiny: cannot be written"):
+        train.run(job_of(dataset, tmp_path / "file" / "runs", tracking={}))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_mlflow_gets_the_whole_curve_and_the_result_before_the_run_counts_as_done(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_database: str, fails: bool
+) -> None:
+    def launch_elsewhere(plan: TrainPlan, allocation: Allocation, **_: Any) -> dict[str, Any]:
+        points = PointLog(plan.run, from_step=0)  # its worker could send nothing
+        for step in (2, 4, 6):
+            points.log({"train/loss": 1.0 / step}, step=step)
+        points.close()
+        if fails:
+            raise ValueError("the loss is nan")
+        return {"steps": 6, "seconds": 1.0, "images_per_s": 24.0, "workers": 1, "transfer": None}
+
+    def write(uri: str, text: str) -> None:
+        told.append(uri)
+        storage.write_bytes(uri, text.encode())
+
+    told: list[str] = []
+    result = str(tmp_path / "runs" / "tiny" / "result.json")
+    monkeypatch.setattr(train, "launch", launch_elsewhere)
+    monkeypatch.setattr("pipelines.storage.write_text", write)
+    monkeypatch.setattr(Run, "log_dict", lambda _, value, name: told.append(f"MLflow {name}"))
+    job = job_of(dataset, tmp_path / "runs", tracking={"uri": mlflow_database})
+    work, allocation = check_job(job), Allocation(workers=1, device="cpu", cpus=1.0, threads=1, data_threads=1)
+    ending = pytest.raises(ValueError, match="nan") if fails else contextlib.nullcontext()
+    with ending, track(job, verb="train", output=work.run) as tracked:
+        train.train(work, allocation, tracked)
+    assert [step for step, _ in _tracked_losses(tracked.address)] == [2, 4, 6]
+    assert [name for name in told if name.endswith("result.json")] == ([] if fails else ["MLflow result.json", result])
+
+
 def test_a_restarted_worker_hands_back_the_error_of_the_user(dataset: str, tmp_path: Path) -> None:
     plan = plan_of(build_index([Part(dataset=dataset)]), tmp_path, tiny_recipe())
     note_failure(plan.run, "abc", "the label is torn")
@@ -179,8 +229,8 @@ def test_a_restarted_worker_hands_back_the_error_of_the_user(dataset: str, tmp_p
 
 @SLOW_MACHINE
 @pytest.mark.usefixtures("ray_local")
-def test_one_worker_trains_evaluates_and_is_tracked_and_a_second_call_does_nothing(
-    dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_one_worker_trains_evaluates_and_is_tracked_and_a_second_call_only_ends_its_run(
+    dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = job_of(
         dataset,
@@ -188,8 +238,14 @@ def test_one_worker_trains_evaluates_and_is_tracked_and_a_second_call_does_nothi
         validate_on=TrainData(dataset=dataset),
         tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"},
     )
-    result = train.run(job)
     run = tmp_path / "runs" / "tiny"
+
+    def tell(*arguments: Any, **settings: Any) -> None:
+        assert not (run / "result.json").exists(), "a driver killed here must not count as done"
+        log_evaluation(*arguments, **settings)
+
+    monkeypatch.setattr(train, "log_evaluation", tell)
+    result = train.run(job)
     assert result == json.loads((run / "result.json").read_text())
     assert TrainJob.model_validate_json((run / "job.json").read_bytes()) == job
     assert (result["steps"], result["workers"], result["resumed_from"]) == (6, 1, 0)
@@ -207,8 +263,14 @@ def test_one_worker_trains_evaluates_and_is_tracked_and_a_second_call_does_nothi
     assert not list(run.glob("failure*"))
     _same_as_without_ray(run, dataset, tmp_path)
 
+    client = _client(result["mlflow"]["tracking_uri"])
+    client.update_run(result["mlflow"]["run_id"], status="RUNNING")  # as a driver leaves it that is killed at the end
     files = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert train.run(job, dry_run=True) == result
+    assert client.get_run(result["mlflow"]["run_id"]).info.status == "RUNNING"
     assert train.run(job) == result
+    assert client.get_run(result["mlflow"]["run_id"]).info.status == "FINISHED"
+    assert _tracked_losses(result["mlflow"]) == tracked
     assert "finished, 6 steps; nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == files
     changed = job.model_copy(update={"recipe": tiny_recipe(model=TINY_PSPNET, seed=1)})
@@ -217,8 +279,6 @@ def test_one_worker_trains_evaluates_and_is_tracked_and_a_second_call_does_nothi
 
 
 def _tracked_losses(address: dict[str, str]) -> list[tuple[int, float]]:
-    from jobs.tracking import _client
-
     history = _client(address["tracking_uri"]).get_metric_history(address["run_id"], "train/loss")
     return sorted((point.step, point.value) for point in history)
 

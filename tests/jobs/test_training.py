@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from jobs.specs import TrainJob
 from jobs.training.loop import train
+from jobs.training.model import fresh_model
 from jobs.training.optimizers import build_optimizer, lr_factor, parameter_groups, set_lr
 from jobs.training.plan import TrainPlan, Worker, class_weights, usable_workers
 from jobs.training.points import PointLog, read_points
 from jobs.training.progress import StepTimer
 from jobs.training.resume import checkpoint_uri
 from jobs.training.step import total_loss
+from jobs.training.work import TrainWork, find_first_weights
 from pipelines import storage
 from pipelines.batches import BatchStream
 from pipelines.labels import LabelSpace
@@ -174,6 +179,36 @@ def test_pspnet_trains_with_its_auxiliary_head(index: SampleIndex, tmp_path: Pat
     assert {"train/loss", "train/lr", "train/images_per_s", "train/data_wait"} < set(points[0])
 
 
+def test_backbone_weights_in_an_object_store_are_found_before_work_and_loaded_by_the_worker(
+    index: SampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(5)
+    settings = {"channels": (8, 16, 16, 24), "stem_width": 8, "output_stride": 8}
+    published = timm.create_model("resnet10t", num_classes=4, **settings)
+    save_file(published.state_dict(), tmp_path / "w.safetensors")
+    monkeypatch.setattr(storage, "local_copy", lambda uri: tmp_path / Path(uri).name)
+    job = TrainJob.model_validate(
+        {
+            "name": "x",
+            "recipe": {"base": "pspnet_resnet50_voc", "model": TINY_PSPNET},
+            "data": [{"dataset": "d"}],
+            "output": str(tmp_path / "runs"),
+        }
+    )
+    for name in ("w.safetensors", "missing.safetensors"):
+        backbone = TINY_PSPNET["backbone"] | {"weights": f"s3://bucket/{name}"}
+        recipe = tiny_recipe(model=TINY_PSPNET | {"backbone": backbone})
+        work = TrainWork(job.model_copy(update={"recipe": recipe}), str(tmp_path / "runs" / "x"), index, {}, 1)
+        if name == "w.safetensors":
+            find_first_weights(work, fetch=False)
+            model, _ = fresh_model(plan_of(index, tmp_path, recipe), Worker(rank=0, world=1, device=CPU))
+            found = {key.removeprefix("backbone.network."): value for key, value in model.state_dict().items()}
+            assert torch.equal(found["layer4.0.conv1.weight"], published.state_dict()["layer4.0.conv1.weight"])
+        else:
+            with pytest.raises(ValueError, match=r"missing.safetensors' are missing"):
+                find_first_weights(work, fetch=False)
+
+
 def test_accumulated_micro_batches_equal_the_whole_batch(index: SampleIndex, tmp_path: Path) -> None:
     # Crops lie inside the images, so every micro-batch has as many pixels as the others.
     whole, _ = train_alone(plan_of(index, tmp_path / "a", tiny_recipe()))
@@ -265,7 +300,7 @@ class Inbox:
         self.steps: list[int] = []
         self.closed = False
 
-    def log(self, metrics: Any, step: int) -> None:
+    def log(self, metrics: Any, step: int, time_ms: int) -> None:
         self.steps.append(step)
 
     def close(self) -> None:

@@ -48,6 +48,13 @@ def test_a_stage_that_fails_is_run_again(tmp_path: Path) -> None:
     assert walk.summary()["pssl"]["attempts"] == 2  # its seconds are those of the second alone
 
 
+def test_a_walk_does_not_take_the_stages_of_other_settings_for_its_own(tmp_path: Path) -> None:
+    for _ in range(2):
+        Walk(str(tmp_path), {"samples": 1, "steps": 500}).begin()
+    with pytest.raises(ValueError, match=r"samples: now 10, there 1\); choose another folder with --output"):
+        Walk(str(tmp_path), {"samples": 10, "steps": 500}).begin()
+
+
 def test_the_demo_replaces_its_own_folder_and_no_other(tmp_path: Path) -> None:
     own, other = tmp_path / "demo", tmp_path / "other"
     demo.clear(own)

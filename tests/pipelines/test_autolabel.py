@@ -13,9 +13,10 @@ from jobs import autolabel
 from jobs.specs import AutolabelJob, TrackingSpec
 from pipelines import label_run
 from pipelines.autolabel import AutolabelResult, plan_autolabel, run_autolabel
-from pipelines.autolabel_worker import AutolabelWorker, check_machine
+from pipelines.autolabel_worker import AutolabelWorker
 from pipelines.images import decode_image
 from pipelines.labels import decode_confidence, decode_label
+from pipelines.machine import check_machine
 from pipelines.samples import Part, build_index
 from pipelines.shards import ComputeSpec
 from pipelines.tables import Dataset

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,20 @@ from PIL import Image
 from jobs import predict
 from jobs.cli import run as command
 from jobs.specs import PredictJob, TrackingSpec
+from pipelines import storage
 from pipelines.labels import LabelSpace, decode_confidence, decode_label, read_label_image
 from pipelines.predict import PredictResult, plan_predict, run_predict
 from pipelines.predict_worker import file_name
-from pipelines.shards import ComputeSpec
+from pipelines.published import open_checkpoint
+from pipelines.shards import ComputeSpec, ShardError
 from pipelines.tables import Table
 from seg_models.predictor import PredictorSpec
 from tests.inline_shards import inline_shards
 from tests.oracle_model import OracleSpec, publish
+from tests.s3_server import s3_bucket
 from tests.tiny_data import SPACE, scene, write_dataset
+
+__all__ = ["s3_bucket"]
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +149,61 @@ def test_predictions_of_another_model_or_other_settings_are_never_mixed(
         go(model, folder, tmp_path / "out", format="overlay")
 
 
+@pytest.mark.parametrize("format", ["png", "overlay", "table"])
+def test_predictions_of_another_folder_are_never_taken_for_this_ones(
+    model: str, folder: Path, tmp_path: Path, format: str
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.png").write_bytes(drawn(5)["image"])
+    go(model, folder, tmp_path / "out", format=format)
+    message = (
+        rf"output: {tmp_path}/out holds predictions of {folder}, images is {tmp_path}/other; choose another output"
+    )
+    with pytest.raises(ValueError, match=message):
+        go(model, tmp_path / "other", tmp_path / "out", format=format)
+
+
+def test_predictions_of_a_dataset_made_anew_at_its_place_are_refused(model: str, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", shard_sizes=(2,))
+    go(model, data.root, tmp_path / "out")
+    shutil.rmtree(data.root)
+    write_dataset(tmp_path / "data", shard_sizes=(3,))
+    with pytest.raises(ValueError, match=r"other settings are here \(images"):
+        go(model, data.root, tmp_path / "out")
+
+
+def test_an_image_that_was_replaced_is_predicted_anew_and_a_table_of_it_refused(
+    model: str, folder: Path, tmp_path: Path
+) -> None:
+    for format in ("png", "table"):
+        go(model, folder, tmp_path / format, format=format)
+    before = (folder / "a.png").stat()
+    (folder / "a.png").write_bytes(drawn(7)["image"])
+    os.utime(folder / "a.png", ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    result = go(model, folder, tmp_path / "png")
+    assert (result.predicted, result.existing) == (1, 2)
+    label = read_label_image((tmp_path / "png" / "labels" / "a.png").read_bytes())
+    assert np.array_equal(label, drawn(7)["label"])
+    assert go(model, folder, tmp_path / "png").predicted == 0
+    with pytest.raises(ValueError, match=r"other settings are here \(images"):
+        go(model, folder, tmp_path / "table", format="table")
+
+
+def test_credentials_that_expire_stop_the_job_and_reject_no_image(
+    model: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = storage.read_bytes
+
+    def read(uri: str) -> bytes:
+        if uri.endswith("b.png"):
+            raise storage.StorageError("the token has expired")
+        return real(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", read)
+    with pytest.raises(ShardError, match="the token has expired"):
+        go(model, folder, tmp_path / "out")
+
+
 def test_more_than_255_classes_are_written_as_16_bit_png(folder: Path, tmp_path: Path) -> None:
     space = LabelSpace(names=tuple(f"class {index}" for index in range(300)))
     checkpoint = publish(tmp_path / "model", spec=OracleSpec(answers=(0, 280, 299)), space=space)
@@ -191,6 +253,21 @@ def test_the_folder_of_a_training_run_stands_for_the_model_in_it(folder: Path, t
     assert go(str(tmp_path / "run"), folder, tmp_path / "out").predicted == 3
 
 
+@pytest.mark.cluster
+def test_a_checkpoint_in_an_object_store_is_copied_alone_and_a_wrong_address_copies_nothing(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEGRAY_CACHE", str(tmp_path / "cache"))
+    storage.upload_dir(Path(publish(tmp_path / "local")), f"{s3_bucket}/run/model")
+    storage.write_bytes(f"{s3_bucket}/run/model/large/pictures", b"x")
+    with pytest.raises(ValueError, match=r"checkpoint: s3://.*model.json: no such file"):
+        open_checkpoint(s3_bucket)
+    assert not (tmp_path / "cache").exists()
+    assert open_checkpoint(f"{s3_bucket}/run").uri == f"{s3_bucket}/run/model"
+    copied = [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert sorted(copied) == ["model.json", "model.safetensors"]
+
+
 def test_the_job_runs_on_ray_and_lists_failures_in_its_result(
     model: str, folder: Path, tmp_path: Path, ray_local: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,9 +301,16 @@ def test_the_command_fails_only_where_no_image_could_be_predicted(
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "empty.png").write_bytes(b"")
     flags = ["--checkpoint", model, "--images", str(tmp_path / "images"), "--output", str(tmp_path / "out")]
-    flags += ["--no-report", "--tracking.no-enabled"]
+    flags += ["--no-report", "--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
     with inline_shards():
         assert command(["predict", *flags]) == 1
         (tmp_path / "images" / "good.png").write_bytes(drawn(0)["image"])
         assert command(["predict", *flags]) == 0
     assert "empty: empty file" in capsys.readouterr().out
+
+    from mlflow import MlflowClient
+
+    note = json.loads((tmp_path / "out" / "mlflow.json").read_text())
+    inputs = MlflowClient(note["tracking_uri"]).get_run(note["run_id"]).inputs.dataset_inputs
+    assert len({found.dataset.digest for found in inputs}) == 2  # other files, another fingerprint
+    assert json.loads(inputs[0].dataset.source)["uri"] == str(tmp_path / "images")

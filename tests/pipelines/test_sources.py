@@ -65,8 +65,25 @@ def test_folders_named_like_splits_are_splits(tmp_path: Path) -> None:
 
 
 def test_folders_of_other_names_are_no_splits(tmp_path: Path) -> None:
-    pairs(tmp_path, {"train/a": 1, "paris/a": 1})
-    assert listed(folder(tmp_path)) == {"train/a": "train", "paris/a": "train"}
+    pairs(tmp_path, {"rome/a": 1, "paris/a": 1, "b": 1})
+    assert set(listed(folder(tmp_path)).values()) == {"train"}
+
+
+def test_folders_of_other_names_beside_splits_are_never_guessed_about(tmp_path: Path) -> None:
+    pairs(tmp_path, {"train/a": 1, "val/a": 1, "paris/a": 1})
+    message = r"source.splits = 'auto': .*/images' holds the split folders 'train', 'val' beside 'paris'; name"
+    with pytest.raises(ValueError, match=message):
+        folder(tmp_path).list_samples()
+    assert listed(folder(tmp_path, splits={"train": "train", "val": "val"})) == {"train/a": "train", "val/a": "val"}
+
+
+def test_files_beside_split_folders_are_left_out_and_named(tmp_path: Path) -> None:
+    pairs(tmp_path, {"train/a": 1, "val/a": 1, "loose": 1})
+    put(tmp_path / "images" / "README.md", b"words")
+    source = folder(tmp_path)
+    assert listed(source) == {"train/a": "train", "val/a": "val"}
+    note = "2 files lie beside the split folders 'train', 'val' and are left out: 'README.md', 'loose.jpg'"
+    assert source.list_samples().notes[0] == note
 
 
 def test_one_word_is_the_split_of_all_images(tmp_path: Path) -> None:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
+import s3fs
+from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # it has no stubs
+from s3fs.errors import translate_boto_error
 
 from pipelines import storage
+from pipelines.ingest_worker import read_file
+from pipelines.shard_counts import RowError
 from tests.s3_server import s3_bucket
 
 __all__ = ["s3_bucket"]
@@ -115,6 +123,77 @@ def test_an_object_store_that_does_not_answer_is_a_clear_error(monkeypatch: pyte
         storage.check_writable("s3://bucket/prefix")
 
 
+class Refusing:
+    """A filesystem whose store answers every read with one error code."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def cat_file(self, *_: object, **__: object) -> bytes:
+        answer = {"Error": {"Code": self.code, "Message": "the store's words"}}
+        raise translate_boto_error(ClientError(answer, "GetObject"))
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Let every read of an object store fail with `code`."""
+    monkeypatch.setattr(fsspec, "filesystem", lambda *_, **__: Refusing(code))
+
+
+READS: dict[str, Callable[[], bytes]] = {
+    "whole": lambda: storage.read_bytes("s3://b/a.png"),
+    "range": lambda: storage.read_range("s3://b/a.tar", offset=1, size_bytes=2),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize(
+    "code", ["ExpiredToken", "RequestTimeTooSkewed", "SignatureDoesNotMatch", "InvalidAccessKeyId"]
+)
+def test_credentials_that_do_not_hold_are_the_stores_error_and_no_files(
+    code: str, read: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, code)
+    with pytest.raises(storage.StorageError, match=r"s3://b/a\..*: the store's words; check .* AWS_\*"):
+        read()
+    with pytest.raises(storage.StorageError):
+        read_file(read)
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+@pytest.mark.parametrize("code", ["AccessDenied", "403", "InvalidObjectState"])
+def test_an_object_that_is_closed_to_us_is_an_unreadable_file_with_the_stores_reason(
+    code: str, read: Callable[[], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, code)
+    with pytest.raises(PermissionError, match="the store's words"):
+        read()
+    with pytest.raises(RowError, match=r"unreadable file \(the store's words\)"):
+        read_file(read)
+
+
+@pytest.mark.parametrize("name", ["AWS_REGION", "AWS_DEFAULT_REGION", None])
+def test_every_library_is_given_the_same_region(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    region = "us-east-1"
+    if name is not None:
+        region = "eu-central-1"
+        monkeypatch.setenv(name, region)
+    seen: dict[str, Any] = {}
+
+    def filesystem(_: str, **options: Any) -> Any:
+        seen.update(options)
+        return Refusing("AccessDenied")
+
+    monkeypatch.setattr(fsspec, "filesystem", filesystem)
+    with pytest.raises(PermissionError):
+        storage.read_bytes("s3://b/a")
+    assert seen["client_kwargs"] == {"region_name": region}
+    assert storage.delta_options("s3://b/t")["AWS_REGION"] == region
+    assert storage.arrow_filesystem("s3://b/t")[0].region == region
+
+
 def test_a_missing_folder_names_the_nearest_one(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(ValueError, match=r"no such folder \(did you mean 'images'\?\)"):
@@ -140,6 +219,21 @@ def test_a_writable_place_is_left_empty(tmp_path: Path) -> None:
 def test_ranges_of_a_file_can_be_read(tmp_path: Path) -> None:
     storage.write_bytes(str(tmp_path / "f"), b"0123456789")
     assert storage.read_range(str(tmp_path / "f"), offset=3, size_bytes=4) == b"3456"
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("variable", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_a_server_that_refuses_the_credentials_stops_every_read(
+    s3_bucket: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"{s3_bucket}/a.png"
+    storage.write_bytes(place, b"abc")
+    monkeypatch.setenv(variable, "no longer valid")
+    s3fs.S3FileSystem.clear_instance_cache()  # as in a worker that starts now
+    with pytest.raises(storage.StorageError, match=r"a\.png: .*check .* AWS_\*"):
+        storage.read_bytes(place)
+    with pytest.raises(storage.StorageError, match=r"a\.png: .*check .* AWS_\*"):
+        storage.read_range(place, offset=0, size_bytes=2)
 
 
 @pytest.mark.cluster

@@ -63,10 +63,35 @@ def test_a_url_is_fetched_once_into_the_cache_of_torch_hub(tmp_path: Path, monke
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     first, again = (resolve_weights("https://example.org/a.pth") for _ in range(2))
-    assert first == again == tmp_path / "checkpoints" / "a.pth"
+    assert first == again
+    assert first.parent == tmp_path / "checkpoints"
+    assert first.name.endswith("-a.pth")
     assert len(calls) == 1
     with pytest.raises(ValueError, match=r"cannot be fetched \(no route\): put the file at .*broken.pth"):
         resolve_weights("https://example.org/broken.pth")
+
+
+def test_urls_that_end_in_one_name_are_different_files_of_the_same_suffix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(url: str, target: str, *, progress: bool) -> None:
+        save_file({"a": torch.full((1,), float("small" in url))}, target)
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    urls = [f"https://huggingface.co/{name}/resolve/main/model.safetensors?download=true" for name in ("big", "small")]
+    assert [float(load_tensors(resolve_weights(url))["a"]) for url in urls] == [0.0, 1.0]
+
+
+def test_an_address_that_only_jobs_can_read_is_refused_with_what_is_allowed() -> None:
+    with pytest.raises(ValueError, match=r"weights 's3://b/a.pth': allowed are a local path, package:"):
+        resolve_weights("s3://b/a.pth")
+
+
+def test_collected_classifiers_lie_in_a_folder_or_below_an_address() -> None:
+    for place in ("s3://bucket/w", "s3://bucket/w/", "some/folder", "/w"):
+        expected = f"{place.rstrip('/')}/squeezenet1_1_caffe.safetensors"
+        assert named_ensemble(f"collected:{place}")[-1].weights == expected
 
 
 def test_published_timm_weights_come_from_the_hub_or_the_message_says_what_to_copy(
