@@ -34,24 +34,39 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+class Ended(RuntimeError):
+    """The server ended while it started: somebody took one of its ports in between."""
+
+
 def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     """Start the server and wait until it answers; its process and endpoint."""
-    weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or "weed"
     (folder / "data").mkdir(parents=True)
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     credentials = [{"accessKey": KEY, "secretKey": SECRET}]
     identities = {"identities": [{"name": "test", "credentials": credentials, "actions": actions}]}
     (folder / "identities.json").write_text(json.dumps(identities))
+    for _ in range(3):
+        with contextlib.suppress(Ended):
+            return _start_once(folder)
+    raise Ended(f"the S3 server ended at its start: {(folder / 'log').read_text()[-2000:]}")
+
+
+def _start_once(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    weed = shutil.which("weed", path=str(Path(sys.executable).parent)) or "weed"
     master, volume, filer, s3 = free_ports(4)
     command = [weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder / 'data'}"]
     command += [f"-master.port={master}", f"-volume.port={volume}", "-volume.max=20", "-master.volumeSizeLimitMB=64"]
     command += ["-filer", f"-filer.port={filer}", "-s3", f"-s3.port={s3}", f"-s3.config={folder / 'identities.json'}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # Services beside S3 have fixed ports, on which two servers would meet.
+    command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
     endpoint = f"http://127.0.0.1:{s3}"
     deadline = time.monotonic() + 60
     try:
         while not _answers(endpoint):
-            assert process.poll() is None, "the S3 server ended at its start"
+            if process.poll() is not None:
+                raise Ended
             assert time.monotonic() < deadline, "the S3 server does not answer"
             time.sleep(0.3)
     except BaseException:
