@@ -44,7 +44,7 @@ real: setup
 
 lock: setup
 	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
-		--no-header --no-annotate --no-emit-index-url -o requirements.lock
+		--no-header --no-annotate -o requirements.lock
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

@@ -223,7 +223,7 @@ def test_images_of_one_stem_do_not_overwrite_each_other(model: str, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("image_id", "name"),
-    [("a/b", "a/b.png"), ("../../etc/passwd", "etc/passwd.png"), ("/root/x", "root/x.png"), ("..", "_.png")],
+    [("a/b", "a/b.png"), ("../../etc/passwd", "etc/passwd.png"), ("/srv/x", "srv/x.png"), ("..", "_.png")],
 )
 def test_an_id_never_leads_out_of_the_output(image_id: str, name: str) -> None:
     assert file_name(image_id) == name
