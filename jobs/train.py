@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from jobs.cluster import ray_session
+from jobs.dry_run import show_plan
 from jobs.evaluate import log_evaluation, result_table, write_evaluation
 from jobs.preflight import preflight
 from jobs.specs import TrainJob
@@ -61,9 +62,7 @@ def run(job: TrainJob, *, dry_run: bool = False) -> dict[str, Any]:
         storage.check_writable(work.run)
     check_tracking(job, dry_run=dry_run)
     if dry_run:
-        table = {"job": job.model_dump(mode="json"), "plan": plan_table(work)}
-        print(json.dumps(table, indent=2))
-        return table
+        return show_plan(job, plan_table(work))
     with ray_session(job.compute):
         preflight(job)
         allocation = allocate(nodes_of(ray.nodes()), workers=work.workers, device=job.device, threads=job.threads)
