@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from seg_models.deciles import deciles
 from seg_models.ensemble import Ensemble, Member
 from seg_models.explain import SmoothGradSpec
+from seg_models.ranks import deciles
 from seg_models.weights.classifiers import build_classifier
 from seg_models.weights.ensembles import named_ensemble
 

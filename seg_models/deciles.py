@@ -1,4 +1,4 @@
-"""From explanation maps to a label: normalise, average over models, cut into deciles, take the top.
+"""From explanation maps to a label: normalise, average over models, take the top deciles.
 
 Specs: PSSL sections 3 and 4. Maps (H, W) are float64 and not negative.
 """
@@ -13,6 +13,8 @@ import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from seg_models.ranks import deciles
 
 Normalise = Literal["none", "l1", "max", "minmax", "rank"]
 
@@ -70,15 +72,6 @@ def consensus(maps: Iterable[Tensor], *, rule: Normalise) -> Consensus:
         num_used += 1
     mean = None if total is None else total / num_used
     return Consensus(mean, num_used, tuple(skipped))
-
-
-def deciles(scores: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """Decile 0..9 of each pixel: floor(10 * r / n) for the rank r in 0..n-1, equal scores in order of pixel index."""
-    num_pixels = scores.size
-    order = np.argsort(scores, axis=None, kind="stable")
-    result = np.empty(num_pixels, np.uint8)
-    result[order] = 10 * np.arange(num_pixels) // num_pixels
-    return result.reshape(scores.shape)
 
 
 def pseudo_label(
