@@ -57,7 +57,9 @@ def measure(ensemble: Ensemble, photos: list[Photo]) -> dict[str, float]:
     """Mean precision of the top decile and mean IoU of as many top pixels as the mask has."""
     precision, overlap = [], []
     for photo in photos:
-        scores = ensemble.scores(photo.pixels, target=photo.class_index, image_id=photo.id).scores.numpy()
+        found = ensemble.scores(photo.pixels, target=photo.class_index, image_id=photo.id).scores
+        assert found is not None, photo.id
+        scores = found.numpy()
         top = deciles(scores) == 9
         precision.append(float(photo.mask[top].mean()))
         chosen = np.zeros(scores.size, bool)

@@ -47,7 +47,7 @@ def _reaches(
         ordered: `coarse`, sorted.
     """
     cut = ordered[rank]
-    reaches = coarse >= cut
+    reaches: NDArray[np.bool_] = np.greater_equal(coarse, cut)
     num_below = rank - int(ordered.searchsorted(cut))  # pixels equal to the cut in float32, but of lower rank
     if num_below > 0:
         equal = np.flatnonzero(coarse == cut)
