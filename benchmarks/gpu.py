@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from benchmarks.gpu_steps import EAGER, TARGET, Form, Timed, matmul_tflops, median_ms, pass_flop, time_forms
 from benchmarks.measure import Measured, Skipped
 from benchmarks.networks import fast_form, random_network
-from seg_models.ensemble import Ensemble, Member
+from seg_models.ensemble import Ensemble, Query
 from seg_models.explain import SmoothGradSpec
 from seg_models.ranks import deciles
 from seg_models.weights.classifiers import Classifier, paper_ensemble
@@ -172,26 +172,22 @@ def ensemble_entries(best: Mapping[str, Timed], plan: Plan) -> Results:
     for title, samples in (("paper", plan.samples), ("fast", each)):
         spec = SmoothGradSpec(samples=samples)
         ensemble = Ensemble(members, explainer=spec, resize="square", device=plan.device)
-        ms = median_ms(partial(label, ensemble, pixels), plan.device)
-        note = f"{len(members)} classifiers, n={samples}, one after the other"
+        ms = median_ms(partial(label, ensemble, pixels), plan.device) / ensemble.batch
+        note = f"{len(members)} classifiers, n={samples}, {ensemble.batch} images at once"
         yield f"images_per_s_{title}", Figure(1e3 / ms, "images/s", note)
         yield f"imagenet_hours_{title}", Figure(IMAGENET_IMAGES * ms / 3.6e6, "h", note)
 
 
-def member(name: str, timed: Timed, plan: Plan) -> Member:
+def member(name: str, timed: Timed, plan: Plan) -> Classifier:
     """A classifier of the ensemble in its best form that `Ensemble` can run."""
     network = random_network(name, size=plan.size)
-    form = timed.form
-    model = fast_form(network, dtype=getattr(torch, form.dtype), channels_last=form.channels_last)
-    assert isinstance(model, Classifier)
-    return Member(model, timed.chunk)
+    return fast_form(network, numerics=timed.form.numerics.model_copy(update={"chunk": timed.chunk}))
 
 
 def label(ensemble: Ensemble, pixels: np.ndarray[Any, Any]) -> object:
-    """Deciles of one image."""
-    scores = ensemble.scores(pixels, target=TARGET, image_id="x").scores
-    assert scores is not None
-    return deciles(scores.cpu().numpy())
+    """Deciles of a batch of images."""
+    queries = [Query(pixels, TARGET, str(number)) for number in range(ensemble.batch)]
+    return [deciles(found.scores.cpu().numpy()) for found in ensemble.scores(queries) if found.scores is not None]
 
 
 def imagenet_entries(best: Mapping[str, Timed], plan: Plan) -> Results:

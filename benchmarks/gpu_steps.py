@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.networks import fast_form
+from seg_models.numerics import Numerics
 
 TARGET = 5
 Step = Callable[[Tensor], Tensor]
@@ -30,6 +31,11 @@ class Form:
     channels_last: bool
     execution: str = "eager"
     """eager, graph (a captured CUDA graph) or compile (torch.compile)."""
+
+    @property
+    def numerics(self) -> Numerics:
+        """The same as settings of a classifier."""
+        return Numerics.model_validate({"dtype": self.dtype, "channels_last": self.channels_last})
 
     def __str__(self) -> str:
         return f"{self.dtype} {'NHWC' if self.channels_last else 'NCHW'} {self.execution}"
@@ -63,7 +69,7 @@ def time_forms(
     """
     found = []
     for form in forms:
-        model = fast_form(network, dtype=getattr(torch, form.dtype), channels_last=form.channels_last).to(device)
+        model = fast_form(network, numerics=form.numerics).to(device)
         for chunk in chunks:
             points = torch.randn(chunk, 3, size, size, device=device)
             try:

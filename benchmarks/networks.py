@@ -8,13 +8,13 @@ import timm
 import torch
 from torch import nn
 
+from seg_models.numerics import Numerics
 from seg_models.weights.classifiers import Classifier, ClassifierSpec
 
 
-def fast_form(network: nn.Module, *, dtype: torch.dtype = torch.float32, channels_last: bool = True) -> nn.Module:
-    """A copy of a network in the form in which its explanations are fastest."""
-    spec = ClassifierSpec(name="benchmark")
-    return Classifier(copy.deepcopy(network), spec, dtype=dtype, channels_last=channels_last)
+def fast_form(network: nn.Module, *, numerics: Numerics | None = None) -> Classifier:
+    """A copy of a network in the form in which its explanations are computed."""
+    return Classifier(copy.deepcopy(network), ClassifierSpec(name="benchmark"), numerics=numerics)
 
 
 def random_network(name: str, *, size: int) -> nn.Module:

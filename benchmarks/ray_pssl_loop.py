@@ -36,14 +36,15 @@ from pipelines.pssl_spec import EnsembleSpec, PsslSpec
 from pipelines.shards import ComputeSpec
 from pipelines.sources.imagenet import ImageNetSource
 from pipelines.tables import Dataset
-from seg_models.deciles import pseudo_label
-from seg_models.ensemble import Ensemble
+from seg_models.consensus import pseudo_label
+from seg_models.ensemble import Ensemble, Query
 from seg_models.explain import SmoothGradSpec
+from seg_models.numerics import Numerics
 from seg_models.weights.classifiers import ClassifierSpec
 from seg_models.weights.collected import collected_ensemble
 
 CLASSIFIERS = ("mobilenetv1_100_224", "mobilenetv2_100_224_tv")
-SETTINGS = PsslSpec(explainer=SmoothGradSpec(samples=4, score="logit"), resize="square", chunk=4)
+SETTINGS = PsslSpec(explainer=SmoothGradSpec(samples=4, score="logit"), resize="square", numerics=Numerics(chunk=4))
 ONE_WORKER = ComputeSpec(actors=1)
 
 
@@ -166,7 +167,8 @@ def label_file(task: Task) -> None:
     """Label one image file; the label is written beside it."""
     ensemble, space = _worker[0]
     image = decode_image(task.path.read_bytes())
-    scores = ensemble.scores(image, target=task.class_index, image_id=task.image_id).scores
+    (found,) = ensemble.scores([Query(image, task.class_index, task.image_id)])
+    scores = found.scores
     assert scores is not None
     assert space.background is not None
     label = pseudo_label(scores.numpy(), class_index=task.class_index, background=space.background, dtype=space.dtype)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from benchmarks.measure import Effort, Entries, Measured, Skipped, command, cpu_pairs
 from benchmarks.networks import fast_bfloat16, fast_form, random_network
 from seg_models.explain import SmoothGradSpec, explain, unit_noise
+from seg_models.numerics import Numerics
 
 NOISE = 0.1
 TARGET = 5
@@ -65,7 +66,8 @@ def compare(
     case: Case, peer: Callable[[Case], Tensor], dtype: torch.dtype = torch.float32, *, effort: Effort
 ) -> Measured:
     """Our map in a precision against a peer's in float32."""
-    model = fast_form(case.network, dtype=dtype)
+    numerics = Numerics.model_validate({"dtype": str(dtype).removeprefix("torch."), "stem_once": True})
+    model = fast_form(case.network, numerics=numerics)
     with mock.patch.object(torch, "normal", lambda mean, std: mean + std * case.noise):  # Captum's draw
         cosine = torch.cosine_similarity(our_map(model, case).flatten(), peer(case).double().flatten(), dim=0)
     note = f"n={len(case.noise)}, ours in {str(dtype).removeprefix('torch.')}, cosine {float(cosine):.6f}"

@@ -14,7 +14,7 @@ from seg_models.spec import did_you_mean
 
 JobType = TypeVar("JobType", bound=BaseModel)
 # A name stands for a whole table; when a flag changes one key of it, the name moves to this key of the table.
-NAME_KEYS = {"recipe": "base", "model": "preset", "ensemble": "presets"}
+NAME_KEYS = {"recipe": "base", "model": "preset", "ensemble": "presets", "pssl": "base"}
 
 
 def read_table(path: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from seg_models.explain import SmoothGradSpec
 from seg_models.predictor import PredictorSpec
 from seg_models.recipes import resolve_recipe
 from seg_models.recipes.recipe import Recipe
+from seg_models.smoothing import NoSmoothing
 
 TITLE = "The whole walk on real data: ImageNet classes to CamVid"
 ARMS = {"imagenet": "ImageNet backbone", "pssl": "PSSL pre-trained", "pssl_teacher": "PSSL + teacher labels"}
@@ -102,7 +103,7 @@ class Real(Verbs):
         folder = storage.join(self.data, "weights/imagenet-classifiers")
         ensemble = {"presets": (f"collected:{folder}", "efficientnet_lite")}
         explainer = SmoothGradSpec(samples=self.job.samples, score="logit")
-        settings = PsslSpec(explainer=explainer, resize="square", seed=self.job.seed)
+        settings = PsslSpec(explainer=explainer, smoothing=NoSmoothing(), resize="square", seed=self.job.seed)
         return self.pssl("imagenet", ensemble=ensemble, settings=settings)
 
     def recipe(self, base: str, **changes: Any) -> Recipe:

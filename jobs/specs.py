@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipelines.pssl_spec import EnsembleSpec, PsslSpec
+from pipelines.pssl_spec import AnyPssl, EnsembleSpec, PsslSpec
 from pipelines.shards import ComputeSpec
 from pipelines.sources import AnySource
 from seg_models.predictor import PredictorSpec
@@ -77,8 +77,8 @@ class PsslJob(Job):
     """Only this split; default all."""
     labels: str = "pssl"
     """Name of the label set to write."""
-    pssl: PsslSpec = PsslSpec()
-    """How labels are made; fingerprinted into the label plan."""
+    pssl: AnyPssl = PsslSpec()
+    """How labels are made: a preset (`fast`, `paper`), or a table with `base` and what differs."""
     ensemble: EnsembleSpec = EnsembleSpec()
     """The classifiers that are explained."""
     import_from: str | None = None

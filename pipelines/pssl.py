@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Literal
 
 from pipelines.label_run import LabelResult, LabelWork, OnProgress, run_work, shards_in_scope
-from pipelines.pssl_plan import check_scores, local_weights, make_plan, pssl_label_space
+from pipelines.pssl_plan import Device, check_scores, local_weights, make_plan, pssl_label_space
 from pipelines.pssl_spec import EnsembleSpec, PsslSpec, used_classifiers
 from pipelines.pssl_worker import PsslWorker
 from pipelines.shard_counts import read_stats, summed
@@ -98,8 +97,9 @@ def plan_pssl(
     check_scores(classifiers, space=opened.info.label_space)
     images = opened.images
     shards = shards_in_scope(opened, images, split)
-    device: Literal["cpu", "cuda"] = "cuda" if compute.gpus > 0 else "cpu"
-    plan = make_plan(pssl, local_weights(classifiers), images=images.fingerprint(), device=device)
+    device: Device = "cuda" if compute.gpus > 0 else "cpu"
+    earlier = opened.labels(labels).info.get("plan") if labels in opened.label_sets() else None
+    plan = make_plan(pssl, local_weights(classifiers), images=images.fingerprint(), device=device, earlier=earlier)
     space = pssl_label_space(opened.info.label_space)
     work = PsslWork(
         verb="pssl",

@@ -7,6 +7,7 @@ plan on one kind of CPU, labels are equal bytes, whatever the number of actors, 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import timm
@@ -14,22 +15,27 @@ import torch
 
 from pipelines import machine, storage
 from pipelines.labels import LabelSpace
-from pipelines.pssl_spec import Dtype, PsslSpec
-from seg_models.ensemble import Ensemble, Member
+from pipelines.pssl_spec import PsslSpec
+from seg_models.ensemble import Ensemble
+from seg_models.numerics import Numerics
+from seg_models.probe import fastest_numerics
 from seg_models.spec import Spec
 from seg_models.weights.classifiers import ClassifierSpec, build_classifier
 from seg_models.weights.files import file_sha256, resolve_weights
+
+Device = Literal["cpu", "cuda"]
+
+PLANNED = {"explainer", "normalise", "smoothing", "resize", "top_deciles", "seed"}
+"""Settings of a job that decide its labels; how classifiers are computed stands beside each of them."""
 
 
 class ClassifierPlan(Spec):
     """One classifier as it is used, wherever its weights lie."""
 
     settings: dict[str, Any]
-    """The ClassifierSpec without the address of the weights."""
+    """The ClassifierSpec without the address of the weights and the numerics."""
     weights_sha256: str
-    dtype: Dtype
-    channels_last: bool
-    chunk: int
+    numerics: Numerics
 
 
 class LabelPlan(Spec):
@@ -40,7 +46,7 @@ class LabelPlan(Spec):
     """Explainer, normalisation, resizing, deciles and seed."""
     classifiers: tuple[ClassifierPlan, ...]
     threads: int
-    device: Literal["cpu", "cuda"]
+    device: Device
     instruction_set: str | None
     """Of the CPU, as torch names it; None on a GPU."""
     torch: str
@@ -50,21 +56,28 @@ class LabelPlan(Spec):
 
 
 def make_plan(
-    spec: PsslSpec, classifiers: tuple[ClassifierSpec, ...], *, images: str, device: Literal["cpu", "cuda"] = "cpu"
+    spec: PsslSpec,
+    classifiers: tuple[ClassifierSpec, ...],
+    *,
+    images: str,
+    device: Device = "cpu",
+    earlier: Mapping[str, Any] | None = None,
 ) -> LabelPlan:
     """Fix the plan on this machine.
 
     Args:
         classifiers: with weights in reach of this machine, see `local_weights`.
         images: fingerprint of the image table.
+        earlier: plan that the label set follows already; what was probed for it is not probed again.
 
     Raises:
         ValueError: weights are missing or hash to something else.
     """
-    settings = spec.model_dump(mode="json", include={"explainer", "normalise", "resize", "top_deciles", "seed"})
+    probed = _probed(earlier) if spec.numerics == "probe" else {}
+    torch.set_num_threads(spec.threads)
     return LabelPlan(
-        settings=settings,
-        classifiers=tuple(_plan_of(classifier, spec) for classifier in classifiers),
+        settings=spec.model_dump(mode="json", include=PLANNED),
+        classifiers=tuple(_plan_of(classifier, spec, probed=probed, device=device) for classifier in classifiers),
         threads=spec.threads,
         device=device,
         instruction_set=machine.instruction_set(device),
@@ -74,15 +87,41 @@ def make_plan(
     )
 
 
-def _plan_of(classifier: ClassifierSpec, spec: PsslSpec) -> ClassifierPlan:
+def _plan_of(
+    classifier: ClassifierSpec, spec: PsslSpec, *, probed: Mapping[str, Numerics], device: Device
+) -> ClassifierPlan:
     path = resolve_weights(classifier.weights_ref, sha256=classifier.weights_sha256)
+    sha256 = file_sha256(path)
+    numerics = classifier.numerics or spec.numerics
+    if numerics == "probe":
+        numerics = probed.get(sha256) or _probe(classifier, device=device)
     return ClassifierPlan(
-        settings=classifier.model_dump(mode="json", exclude={"weights", "weights_sha256", "title"}),
-        weights_sha256=file_sha256(path),
-        dtype=spec.dtype,
-        channels_last=spec.channels_last,
-        chunk=spec.chunk,
+        settings=classifier.model_dump(mode="json", exclude={"weights", "weights_sha256", "title", "numerics"}),
+        weights_sha256=sha256,
+        numerics=numerics,
     )
+
+
+def _probed(earlier: Mapping[str, Any] | None) -> dict[str, Numerics]:
+    """What an earlier plan found, by the hash of the weights."""
+    if earlier is None or earlier.get("kind") != "pssl":
+        return {}
+    plans = LabelPlan.model_validate(earlier).classifiers
+    return {plan.weights_sha256: plan.numerics for plan in plans}
+
+
+def _probe(classifier: ClassifierSpec, *, device: Device) -> Numerics:
+    """Time a classifier here.
+
+    Raises:
+        ValueError: this machine has not the device that the workers will have.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "pssl.numerics = 'probe' measures on the machine that starts the job, which has no GPU: start it on a "
+            "GPU machine, or give the numerics (dtype, channels_last, chunk, …)"
+        )
+    return fastest_numerics(build_classifier(classifier).network, classifier, device=device)
 
 
 def local_weights(classifiers: tuple[ClassifierSpec, ...]) -> tuple[ClassifierSpec, ...]:
@@ -121,25 +160,22 @@ def build_ensemble(plan: LabelPlan, classifiers: tuple[ClassifierSpec, ...]) -> 
     Raises:
         ValueError: weights that are missing here or differ from the plan's.
     """
-    members = [
-        _member(classifier, planned)
+    settings = PsslSpec.model_validate(plan.settings)
+    built = [
+        build_classifier(
+            classifier.model_copy(update={"weights_sha256": planned.weights_sha256}), numerics=planned.numerics
+        )
         for classifier, planned in zip(local_weights(classifiers), plan.classifiers, strict=True)
     ]
-    settings = PsslSpec.model_validate(plan.settings)
     return Ensemble(
-        members,
+        built,
         explainer=settings.explainer,
         normalise=settings.normalise,
+        smoothing=settings.smoothing,
         resize=settings.resize,
         seed=settings.seed,
         device=plan.device,
     )
-
-
-def _member(classifier: ClassifierSpec, planned: ClassifierPlan) -> Member:
-    verified = classifier.model_copy(update={"weights_sha256": planned.weights_sha256})
-    dtype: torch.dtype = getattr(torch, planned.dtype)
-    return Member(build_classifier(verified, dtype=dtype, channels_last=planned.channels_last), planned.chunk)
 
 
 def pssl_label_space(space: LabelSpace) -> LabelSpace:

@@ -2,42 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines import storage
-from seg_models.deciles import Normalise
+from seg_models.consensus import Normalise
 from seg_models.explain import AnyExplainer, RandomSpec, SmoothGradSpec
-from seg_models.spec import Spec
+from seg_models.numerics import Numerics
+from seg_models.smoothing import AnySmoothing, GuidedSpec, NoSmoothing
+from seg_models.spec import Spec, did_you_mean, merge
 from seg_models.weights.classifiers import ClassifierSpec, Resize
 from seg_models.weights.ensembles import named_ensemble
 from seg_models.weights.files import PACKAGE
 
-Dtype = Literal["float32", "bfloat16"]
-
 
 class PsslSpec(Spec):
-    """How pseudo-labels are made (specs: PSSL)."""
+    """How pseudo-labels are made (specs: PSSL); the defaults are the preset `fast`."""
 
-    explainer: AnyExplainer = SmoothGradSpec()
+    explainer: AnyExplainer = SmoothGradSpec(samples=1, score="logit")
     """Which pixels matter: smoothgrad, integrated_gradients, captum, or random as a control."""
     normalise: Normalise = "l1"
     """What makes the maps of different classifiers comparable before their mean; `none` is the published library."""
+    smoothing: AnySmoothing = GuidedSpec()
+    """What is done to the mean map before it is ranked: `none`, `gaussian`, or `guided` along the image's edges."""
     resize: Resize = "short_side"
     """Input of a classifier: short side to its size with the aspect kept, or squeezed into a square."""
     top_deciles: int = Field(1, ge=1, le=9)
     """The class is given to the pixels in this many top tenths of the scores."""
     seed: int = 0
     """Seed of the noise."""
-    dtype: Dtype = "float32"
-    """Precision of the classifiers; sums are always float64."""
-    channels_last: bool = True
-    """Memory format of the classifiers; faster for most on a CPU."""
-    chunk: int = Field(5, gt=0)
-    """Copies of one image that go through a classifier at once."""
+    numerics: Numerics | Literal["probe"] = Numerics()
+    """How classifiers are computed that do not say so themselves; `probe` measures what is fastest for each, once."""
     threads: int = Field(1, gt=0)
     """Torch threads of each actor."""
+
+
+PRESETS: dict[str, PsslSpec] = {
+    "fast": PsslSpec(),
+    "paper": PsslSpec(explainer=SmoothGradSpec(), smoothing=NoSmoothing()),
+}
+"""`paper` is the published recipe; `fast` is what human masks prefer, at a fiftieth of its passes (docs/pssl.md)."""
+
+
+def resolve_pssl(value: PsslSpec | str | Mapping[str, Any]) -> PsslSpec:
+    """Turn a preset's name, a table or finished settings into settings.
+
+    A table holds what differs from its `base`, a preset (default `fast`); an explainer or a smoothing of another kind
+    replaces the base's.
+
+    Raises:
+        ValueError: unknown preset; the message holds the nearest one.
+    """
+    if isinstance(value, PsslSpec):
+        return value
+    table = {"base": value} if isinstance(value, str) else dict(value)
+    name = table.pop("base", "fast")
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}{did_you_mean(str(name), PRESETS)}; known: {', '.join(PRESETS)}")
+    base = PRESETS[name].model_dump()
+    for key in ("explainer", "smoothing"):
+        given = table.get(key)
+        if isinstance(given, Mapping) and given.get("kind", base[key]["kind"]) != base[key]["kind"]:
+            base[key] = {}
+    return PsslSpec.model_validate(merge(base, table))
+
+
+AnyPssl = Annotated[PsslSpec, BeforeValidator(resolve_pssl)]
+"""A preset by name, or a table with `base` (a preset's name) and only what differs."""
 
 
 class EnsembleSpec(Spec):

@@ -6,10 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from pipelines import schema
 from pipelines.images import ImageError, decode_image
@@ -20,7 +18,8 @@ from pipelines.pssl_spec import PsslSpec
 from pipelines.schema import Receipt
 from pipelines.shard_counts import RowError, ShardCounts, with_stats
 from pipelines.tables import read_shard_file, write_shard
-from seg_models.deciles import pseudo_label
+from seg_models.consensus import Consensus, pseudo_label
+from seg_models.ensemble import Query
 from seg_models.weights.classifiers import ClassifierSpec
 
 NO_SIGNAL = "every explanation map is zero"
@@ -63,57 +62,79 @@ class PsslWorker:
         self._counts = pssl_counts()
         with self._counts.phase("read"):
             rows = read_shard_file(self._images_uri, shard.path, columns=("id", "image", "class", "reason")).to_pylist()
-        labels = [self._label_row(row) for row in rows]
+        labels = self._labels(rows)
         with self._counts.phase("write"):
             table = label_table([row["id"] for row in rows], labels, self._counts)
             receipt = write_shard(self._labels_uri, shard.key, table)
         return dataclasses.replace(receipt, stats=self._counts.of_receipt())
 
-    def _label_row(self, row: dict[str, Any]) -> bytes | RowError:
-        """The encoded label of one row, or why it has none."""
-        try:
-            if row["reason"] is not None:
-                raise RowError(f"image was rejected: {row['reason']}")
-            if row["class"] is None:
-                raise RowError("no image-level class")
-            label = self._label(row["image"], class_index=row["class"], image_id=row["id"])
-        except (RowError, ImageError) as error:
-            return RowError(self._counts.reject(str(error)))
-        with self._counts.phase("encode"):
-            return encode_label(label)
+    def _labels(self, rows: Sequence[dict[str, Any]]) -> list[bytes | RowError]:
+        """The encoded label of every row, or why it has none.
 
-    def _label(self, data: bytes, *, class_index: int, image_id: str) -> NDArray[Any]:
-        """The label (H, W) of an image file."""
+        Usable rows are explained in batches in their order, so that a batch depends on the shard alone.
+        """
+        labels: dict[int, bytes | RowError] = {}
+        waiting: list[tuple[int, Query, int]] = []
+        for index, row in enumerate(rows):
+            try:
+                waiting.append((index, *self._query(row)))
+            except (RowError, ImageError) as error:
+                labels[index] = RowError(self._counts.reject(str(error)))
+            if len(waiting) == self._ensemble.batch:
+                labels |= self._explained(waiting)
+                waiting = []
+        labels |= self._explained(waiting)
+        return [labels[index] for index in range(len(rows))]
+
+    def _query(self, row: dict[str, Any]) -> tuple[Query, int]:
+        """The image of a row with what the classifiers are asked, and the row's class.
+
+        Raises:
+            RowError: the row has no image or no class.
+            ImageError: the image cannot be decoded.
+        """
+        if row["reason"] is not None:
+            raise RowError(f"image was rejected: {row['reason']}")
+        if row["class"] is None:
+            raise RowError("no image-level class")
+        try:
+            target = target_index(row["class"], space=self._space, num_scores=self._num_scores)
+        except ValueError as error:
+            raise RowError(str(error)) from error
+        with self._counts.phase("decode"):
+            image = decode_image(row["image"])
+        return Query(image, target, row["id"]), row["class"]
+
+    def _explained(self, batch: Sequence[tuple[int, Query, int]]) -> dict[int, bytes | RowError]:
+        """Labels of a batch of rows, by their place in the shard."""
+        if not batch:
+            return {}
+        with self._counts.phase("explain"):
+            found = self._ensemble.scores([query for _, query, _ in batch])
+        return {
+            index: self._label(scores, class_index=class_index)
+            for (index, _, class_index), scores in zip(batch, found, strict=True)
+        }
+
+    def _label(self, found: Consensus, *, class_index: int) -> bytes | RowError:
+        """The encoded label (H, W) that the scores of an image give."""
+        for index in found.skipped:
+            self._counts.tables["skipped"][str(index)] += 1
+        if found.scores is None:
+            return RowError(self._counts.reject(NO_SIGNAL))
         background = self._space.background
         assert background is not None
-        with self._counts.phase("decode"):
-            image = decode_image(data)
-        with self._counts.phase("explain"):
-            scores = self._scores(image, class_index=class_index, image_id=image_id)
         with self._counts.phase("label"):
             label = pseudo_label(
-                scores,
+                found.scores.cpu().numpy(),
                 class_index=class_index,
                 background=background,
                 top_deciles=self._settings.top_deciles,
                 dtype=self._space.dtype,
             )
             self._counts.count_pixels("pixels", label)
-        return label
-
-    def _scores(self, image: NDArray[np.uint8], *, class_index: int, image_id: str) -> NDArray[np.float64]:
-        """Scores (H, W) of the pixels of an image."""
-        try:
-            target = target_index(class_index, space=self._space, num_scores=self._num_scores)
-        except ValueError as error:
-            raise RowError(str(error)) from error
-        found = self._ensemble.scores(image, target=target, image_id=image_id)
-        for index in found.skipped:
-            self._counts.tables["skipped"][str(index)] += 1
-        if found.scores is None:
-            raise RowError(NO_SIGNAL)
-        scores: NDArray[np.float64] = found.scores.cpu().numpy()
-        return scores
+        with self._counts.phase("encode"):
+            return encode_label(label)
 
 
 def pssl_counts() -> ShardCounts:

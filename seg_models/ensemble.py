@@ -1,43 +1,52 @@
-"""An ensemble of classifiers explains one image: a score for every pixel."""
+"""An ensemble of classifiers explains images: a score for every pixel.
+
+Shapes: B images, H W pixels of an image, h w pixels of a classifier's input.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seg_models.deciles import Consensus, Normalise, consensus, resize_map
+from seg_models.consensus import Consensus, Mean, Normalise, resize_map
 from seg_models.explain import (
     AnyExplainer,
     RandomSpec,
     SmoothGradSpec,
-    explain,
+    explain_images,
+    num_copies,
     prepare_model,
     random_scores,
     unit_noise,
 )
-from seg_models.weights.classifiers import Classifier, Resize
+from seg_models.smoothing import AnySmoothing, NoSmoothing, smooth_map
+from seg_models.weights.classifiers import Classifier, Resize, input_size, resize_image
 
 
-class Member(NamedTuple):
-    """One classifier of an ensemble."""
+@dataclass(frozen=True)
+class Query:
+    """An image (H, W, 3) uint8 and the class that is asked about."""
 
-    classifier: Classifier
-    chunk: int
-    """Copies of the image that go through it at once."""
+    image: NDArray[np.uint8]
+    target: int
+    id: str
+    """Seeds the noise."""
 
 
 class Ensemble:
     """Explains images with every classifier and averages the maps.
 
     Args:
-        members: the classifiers; those of one input size should stand together, they share their noise.
+        classifiers: those of one input size should stand together, they share their noise.
         explainer: the method.
         normalise: what makes the maps of different classifiers comparable.
+        smoothing: what is done to the mean map before it is brought to the image's size.
         resize: how an image becomes a classifier's input.
         seed: of the noise.
         device: where the classifiers run.
@@ -45,55 +54,103 @@ class Ensemble:
 
     def __init__(
         self,
-        members: Sequence[Member],
+        classifiers: Sequence[Classifier],
         *,
         explainer: AnyExplainer,
         normalise: Normalise = "l1",
+        smoothing: AnySmoothing | None = None,
         resize: Resize = "short_side",
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
         self.explainer, self.normalise, self.resize = explainer, normalise, resize
+        self.smoothing = smoothing or NoSmoothing()
         self.seed, self.device = seed, torch.device(device)
-        self.members = [member._replace(classifier=member.classifier.to(self.device)) for member in members]
-        self._models = [prepare_model(member.classifier, explainer) for member in self.members]
-        self._noise: tuple[tuple[Any, ...], Tensor] | None = None
+        self.classifiers = [classifier.to(self.device) for classifier in classifiers]
+        self._models = [prepare_model(classifier, explainer) for classifier in self.classifiers]
+        self._noise: dict[tuple[str, int, int], Tensor] = {}
 
-    def scores(self, image: NDArray[np.uint8], *, target: int, image_id: str) -> Consensus:
-        """How much every pixel of an image (H, W, 3) matters for class `target`; maps have the image's size."""
-        height, width = image.shape[:2]
+    @property
+    def batch(self) -> int:
+        """How many images are asked about at once where there are enough: they fill the classifiers' chunks."""
+        copies = num_copies(self.explainer)
+        return max([1, *(classifier.numerics.chunk // copies for classifier in self.classifiers)])
+
+    def scores(self, queries: Sequence[Query]) -> list[Consensus]:
+        """How much every pixel of each image matters for its class; maps have the image's size.
+
+        Images that have one input size go through a classifier together, so which images are asked about at once is
+        part of what decides the last digits.
+        """
         if isinstance(self.explainer, RandomSpec):
-            return Consensus(random_scores(seed=self.seed, image_id=image_id, height=height, width=width), 1, ())
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).to(self.device)
-        maps = (resize_map(found, height=height, width=width) for found in self._maps(pixels, target, image_id))
-        return consensus(maps, rule=self.normalise)
+            return [self._random(query) for query in queries]
+        means = [Mean(rule=self.normalise) for _ in queries]
+        pixels = [torch.from_numpy(np.array(query.image)).permute(2, 0, 1).to(self.device) for query in queries]
+        sizes = [self._map_size(query.image) for query in queries]
+        input_px = 0
+        for classifier, model in zip(self.classifiers, self._models, strict=True):
+            if classifier.spec.size != input_px:
+                self._noise.clear()
+                input_px = classifier.spec.size
+            for members in self._groups(classifier, queries):
+                maps = self._maps(classifier, model, [pixels[i] for i in members], [queries[i] for i in members])
+                for index, found in zip(members, maps, strict=True):
+                    means[index].add(resize_map(found, height=sizes[index][0], width=sizes[index][1]))
+        self._noise.clear()
+        found = [mean.result() for mean in means]
+        return [self._finished(mean, image) for mean, image in zip(found, pixels, strict=True)]
 
-    def _maps(self, pixels: Tensor, target: int, image_id: str) -> Iterator[Tensor]:
-        """The map (h, w) of every classifier in turn, at its own input size."""
-        for member, model in zip(self.members, self._models, strict=True):
-            prepared = member.classifier.prepare(pixels, resize=self.resize)
-            yield explain(
-                model,
-                prepared,
-                target=target,
-                explainer=self.explainer,
-                noise=self._noise_of(image_id, *prepared.shape[1:]),
-                seed=self.seed,
-                chunk=member.chunk,
-            )
+    def _random(self, query: Query) -> Consensus:
+        height, width = query.image.shape[:2]
+        return Consensus(random_scores(seed=self.seed, image_id=query.id, height=height, width=width), 1, ())
 
-    def _noise_of(self, image_id: str, height: int, width: int) -> Tensor | None:
-        """SmoothGrad's noise for this image and input size; drawn once for classifiers of one size in a row."""
+    def _map_size(self, image: NDArray[np.uint8]) -> tuple[int, int]:
+        """Where the maps of all classifiers meet: the largest input size."""
+        size = max(classifier.spec.size for classifier in self.classifiers)
+        return input_size(*image.shape[:2], size=size, resize=self.resize)
+
+    def _groups(self, classifier: Classifier, queries: Sequence[Query]) -> list[list[int]]:
+        """Indices of the images that become inputs of one size, in order."""
+        found: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, query in enumerate(queries):
+            found[input_size(*query.image.shape[:2], size=classifier.spec.size, resize=self.resize)].append(index)
+        return list(found.values())
+
+    def _maps(
+        self, classifier: Classifier, model: torch.nn.Module, pixels: Sequence[Tensor], queries: Sequence[Query]
+    ) -> Tensor:
+        """Maps (B, h, w) of images of one input size."""
+        prepared = torch.stack([classifier.prepare(image, resize=self.resize) for image in pixels])
+        return explain_images(
+            model,
+            prepared,
+            targets=[query.target for query in queries],
+            explainer=self.explainer,
+            noise=self._noise_of(queries, *prepared.shape[2:]),
+            seed=self.seed,
+            chunk=classifier.numerics.chunk,
+        )
+
+    def _noise_of(self, queries: Sequence[Query], height: int, width: int) -> Tensor | None:
+        """SmoothGrad's noise (B, n, 3, h, w); drawn once for classifiers of one size in a row."""
         if not isinstance(self.explainer, SmoothGradSpec):
             return None
-        key = (image_id, height, width)
-        if self._noise is None or self._noise[0] != key:
-            noise = unit_noise(
-                seed=self.seed,
-                image_id=image_id,
-                num_samples=self.explainer.samples,
-                height=height,
-                width=width,
-            )
-            self._noise = (key, noise.to(self.device))
-        return self._noise[1]
+        for query in queries:
+            if (query.id, height, width) not in self._noise:
+                self._noise[query.id, height, width] = unit_noise(
+                    seed=self.seed,
+                    image_id=query.id,
+                    num_samples=self.explainer.samples,
+                    height=height,
+                    width=width,
+                    device=self.device,
+                )
+        return torch.stack([self._noise[query.id, height, width] for query in queries])
+
+    def _finished(self, found: Consensus, image: Tensor) -> Consensus:
+        """The mean map, smoothed and brought to the size of the image (3, H, W)."""
+        if found.scores is None:
+            return found
+        guide = resize_image(image, height=found.scores.shape[0], width=found.scores.shape[1]) / 255
+        smooth = smooth_map(found.scores, guide=guide, spec=self.smoothing)
+        return found._replace(scores=resize_map(smooth, height=image.shape[1], width=image.shape[2]))

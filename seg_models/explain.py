@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -16,9 +16,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from seg_models.captum_adapter import captum_attribution, without_inplace
+from seg_models.gradients import Piece, Score, mean_gradients
 from seg_models.spec import Spec
-
-Score = Literal["probability", "logit"]
 
 
 class SmoothGradSpec(Spec):
@@ -66,14 +65,18 @@ AnyExplainer = Annotated[
 ]
 
 
-def unit_noise(*, seed: int, image_id: str, num_samples: int, height: int, width: int) -> Tensor:
+def unit_noise(
+    *, seed: int, image_id: str, num_samples: int, height: int, width: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Standard normal noise (n, 3, height, width), the same for every classifier of one input size.
 
-    Sample i is a function of (seed, image_id, i, height, width) alone: more samples never change the first ones.
+    Sample i is a function of (seed, image_id, i, height, width) and the kind of device alone: more samples never change
+    the first ones.
     """
-    noise = torch.empty(num_samples, 3, height, width)
+    noise = torch.empty(num_samples, 3, height, width, device=device)
     for sample in range(num_samples):
-        torch.randn(3, height, width, generator=_generator(seed, image_id, sample, height, width), out=noise[sample])
+        generator = _generator(seed, image_id, sample, height, width, device=device)
+        torch.randn(3, height, width, generator=generator, out=noise[sample])
     return noise
 
 
@@ -81,6 +84,13 @@ def random_scores(*, seed: int, image_id: str, height: int, width: int) -> Tenso
     """Uniform random scores (height, width) in float64, a function of the arguments alone."""
     generator = _generator(seed, image_id, "random", height, width)
     return torch.rand(height, width, generator=generator, dtype=torch.float64)
+
+
+def num_copies(explainer: AnyExplainer) -> int:
+    """Passes through a classifier that explain one image; a Captum method counts as one."""
+    if isinstance(explainer, SmoothGradSpec):
+        return explainer.samples
+    return explainer.steps if isinstance(explainer, IntegratedGradientsSpec) else 1
 
 
 def prepare_model(model: nn.Module, explainer: AnyExplainer) -> nn.Module:
@@ -98,113 +108,127 @@ def explain(
     seed: int = 0,
     chunk: int = 16,
 ) -> Tensor:
-    """How much each pixel matters for class `target`: the absolute attribution, summed over RGB.
+    """How much each pixel of one image (3, h, w) matters for class `target`; see `explain_images`.
+
+    Args:
+        noise: standard normal noise (n, 3, h, w) of SmoothGrad.
+
+    Returns:
+        Map (h, w), not negative, float64 on the image's device.
+    """
+    rows = None if noise is None else noise[None]
+    return explain_images(
+        model, image[None], targets=(target,), explainer=explainer, noise=rows, seed=seed, chunk=chunk
+    )[0]
+
+
+def explain_images(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    targets: Sequence[int],
+    explainer: AnyExplainer,
+    noise: Tensor | None = None,
+    seed: int = 0,
+    chunk: int = 16,
+) -> Tensor:
+    """How much each pixel matters for each image's target class: the absolute attribution, summed over RGB.
 
     The attribution is signed until after the mean over samples (specs: PSSL section 2).
 
     Args:
-        model: frozen classifier, normalised images (N, 3, h, w) to logits (N, K), from `prepare_model`.
-        image: one normalised image (3, h, w).
-        target: index of the true class.
+        model: frozen classifier, normalised images (N, 3, h, w) to logits (N, K), from `prepare_model`. A
+            `Classifier` with a stem is differentiated there.
+        images: normalised images (B, 3, h, w).
+        targets: index of the true class of each image.
         explainer: the method; a RandomSpec explains nothing, see `random_scores`.
-        noise: standard normal noise (n, 3, h, w) of SmoothGrad.
+        noise: standard normal noise (B, n, 3, h, w) of SmoothGrad.
         seed: makes Captum methods that draw random numbers reproducible.
-        chunk: copies of the image that go through the model at once.
+        chunk: copies that go through the model at once; of one image, or all copies of several.
 
     Returns:
-        Map (h, w), not negative, float64 on the image's device.
+        Maps (B, h, w), not negative, float64 on the images' device.
 
     Raises:
         ValueError: SmoothGrad without noise of the right shape, or a RandomSpec.
     """
     if isinstance(explainer, SmoothGradSpec):
-        attribution = _smoothgrad(model, image, target=target, spec=explainer, noise=noise, chunk=chunk)
+        attribution = _smoothgrad(model, images, targets=targets, spec=explainer, noise=noise, chunk=chunk)
     elif isinstance(explainer, IntegratedGradientsSpec):
-        attribution = _integrated_gradients(model, image, target=target, spec=explainer, chunk=chunk)
+        attribution = _integrated_gradients(model, images, targets=targets, spec=explainer, chunk=chunk)
     elif isinstance(explainer, CaptumSpec):
-        attribution = captum_attribution(
-            model,
-            image,
-            target=target,
-            method=explainer.method,
-            arguments=explainer.arguments,
-            softmax=explainer.score == "probability",
-            seed=seed,
+        attribution = torch.stack(
+            [
+                captum_attribution(
+                    model,
+                    image,
+                    target=target,
+                    method=explainer.method,
+                    arguments=explainer.arguments,
+                    softmax=explainer.score == "probability",
+                    seed=seed,
+                )
+                for image, target in zip(images, targets, strict=True)
+            ]
         )
     else:
         raise ValueError("a random control has no explanation: use random_scores")
-    return attribution.double().abs().sum(dim=0)
+    return attribution.double().abs().sum(dim=1)
 
 
 def _smoothgrad(
-    model: nn.Module, image: Tensor, *, target: int, spec: SmoothGradSpec, noise: Tensor | None, chunk: int
+    model: nn.Module,
+    images: Tensor,
+    *,
+    targets: Sequence[int],
+    spec: SmoothGradSpec,
+    noise: Tensor | None,
+    chunk: int,
 ) -> Tensor:
-    """Signed mean gradient (3, h, w) over noisy copies; the noise's deviation is spec.noise * (max - min)."""
-    wanted = (spec.samples, *image.shape)
+    """Signed mean gradients (B, 3, h, w) over noisy copies; the noise's deviation is spec.noise * (max - min)."""
+    wanted = (len(images), spec.samples, *images.shape[1:])
     if noise is None or tuple(noise.shape) != wanted:
         raise ValueError(f"SmoothGrad needs noise of shape {wanted}, found {None if noise is None else noise.shape}")
-    deviation = spec.noise * (image.max() - image.min())
-    points = (image + deviation * part for part in torch.split(noise.to(image), chunk))
-    return mean_gradient(model, points, target=target, score=spec.score)
+    span = images.amax(dim=(1, 2, 3)) - images.amin(dim=(1, 2, 3))
+    deviation = (spec.noise * span)[:, None, None, None, None]
+    drawn = noise.to(images)
+
+    def points_of(piece: Piece) -> Tensor:
+        return images[piece.images, None] + deviation[piece.images] * drawn[piece.images, piece.copies]
+
+    return mean_gradients(
+        model,
+        points_of,
+        targets=targets,
+        num_copies=spec.samples,
+        score=spec.score,
+        chunk=chunk,
+        stem=getattr(model, "stem", None),
+    )
 
 
 def _integrated_gradients(
-    model: nn.Module, image: Tensor, *, target: int, spec: IntegratedGradientsSpec, chunk: int
+    model: nn.Module, images: Tensor, *, targets: Sequence[int], spec: IntegratedGradientsSpec, chunk: int
 ) -> Tensor:
-    """(image - baseline) times the mean gradient (3, h, w) at the middles of equal pieces of the way between them."""
-    way = image - spec.baseline
-    middles = (torch.arange(spec.steps, device=image.device, dtype=image.dtype) + 0.5) / spec.steps
-    points = (spec.baseline + part[:, None, None, None] * way for part in torch.split(middles, chunk))
-    return way.double() * mean_gradient(model, points, target=target, score=spec.score)
+    """(image - baseline) times the mean gradient at the middles of equal pieces of the way between them."""
+    way = images - spec.baseline
+    middles = (torch.arange(spec.steps, device=images.device, dtype=images.dtype) + 0.5) / spec.steps
+
+    def points_of(piece: Piece) -> Tensor:
+        return spec.baseline + middles[None, piece.copies, None, None, None] * way[piece.images, None]
+
+    return way.double() * mean_gradients(
+        model,
+        points_of,
+        targets=targets,
+        num_copies=spec.steps,
+        score=spec.score,
+        chunk=chunk,
+        stem=getattr(model, "stem", None),
+    )
 
 
-def mean_gradient(model: nn.Module, points: Iterable[Tensor], *, target: int, score: Score) -> Tensor:
-    """Signed mean over all points of the gradient of the target's score, (3, h, w) float64.
-
-    Args:
-        points: chunks (N, 3, h, w); only their running sum is kept.
-    """
-    total: Tensor | None = None
-    count = 0
-    for chunk in points:
-        part = _summed_gradient(model, chunk, target=target, score=score)
-        total = part if total is None else total + part
-        count += len(chunk)
-    if total is None:
-        raise ValueError("no points to differentiate at")
-    return total / count
-
-
-def _summed_gradient(model: nn.Module, points: Tensor, *, target: int, score: Score) -> Tensor:
-    """Sum over the N points of the gradient of the target's score with respect to the point."""
-    points = points.detach().requires_grad_(True)
-    logits = model(points)
-    direction, factor = _logit_gradient(logits.detach().double(), target=target, score=score)
-    (gradient,) = torch.autograd.grad(logits, points, grad_outputs=direction.to(logits.dtype))
-    return torch.einsum("n,nchw->chw", factor, gradient.double())
-
-
-def _logit_gradient(logits: Tensor, *, target: int, score: Score) -> tuple[Tensor, Tensor]:
-    """Gradient of the target's score with respect to the logits, as a direction (N, K) times a factor (N,).
-
-    For p = softmax(z): dp_t/dz_t = p_t * (sum of the other p), dp_t/dz_k = -p_t * p_k. The factor is the largest
-    entry, so that the network's backward pass sees numbers near one and a nearly saturated softmax loses no
-    gradient to underflow; a softmax saturated beyond float64 has factor 0.
-    """
-    if score == "logit":
-        direction = torch.zeros_like(logits)
-        direction[:, target] = 1
-        return direction, torch.ones_like(logits[:, 0])
-    probability = torch.softmax(logits, dim=1)
-    true = probability[:, target].clone()
-    probability[:, target] = 0
-    gradient = -true[:, None] * probability
-    gradient[:, target] = true * probability.sum(dim=1)
-    factor = gradient.abs().amax(dim=1)
-    return torch.where(factor[:, None] > 0, gradient / factor[:, None], 0), factor
-
-
-def _generator(*key: int | str) -> torch.Generator:
+def _generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A random generator seeded by the SHA-256 of the key."""
     digest = hashlib.sha256(json.dumps(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big"))

@@ -5,6 +5,7 @@ Shapes: N batch, K classes, h w the classifier's input size, H W the image's siz
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import timm
@@ -13,6 +14,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seg_models.folding import find_stem, fold_batch_norm
+from seg_models.gradients import Stem
+from seg_models.numerics import Numerics
 from seg_models.spec import Spec, did_you_mean, import_object
 from seg_models.weights.files import TIMM, load_tensors, resolve_weights
 from seg_models.weights.matching import load_by_name, load_by_order
@@ -47,6 +51,8 @@ class ClassifierSpec(Spec):
     """Further arguments of the network's constructor."""
     identity: tuple[str, ...] = ()
     """Paths of modules to take out of the network, such as an activation the weights were trained without."""
+    numerics: Numerics | None = None
+    """How it is computed; default: as the job says for all."""
 
     @property
     def label(self) -> str:
@@ -60,23 +66,33 @@ class ClassifierSpec(Spec):
 
 
 class Classifier(nn.Module):
-    """A frozen classifier in eval mode: normalised images in, one score per class out."""
+    """A frozen classifier in eval mode: normalised images in, one score per class out.
 
-    def __init__(
-        self,
-        network: nn.Module,
-        spec: ClassifierSpec,
-        *,
-        dtype: torch.dtype = torch.float32,
-        channels_last: bool = False,
-    ) -> None:
+    Args:
+        network: the trained network; it is copied where it has to change.
+        numerics: precision, memory format and what is rearranged without changing the function.
+    """
+
+    stem: Stem | None = None
+    """Where explanations differentiate instead of at the input, if they do."""
+
+    def __init__(self, network: nn.Module, spec: ClassifierSpec, *, numerics: Numerics | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.dtype = dtype
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.network = network.to(dtype)
+        self.numerics = numerics or Numerics()
+        self.dtype: torch.dtype = getattr(torch, self.numerics.dtype)
+        self.memory_format = torch.channels_last if self.numerics.channels_last else torch.contiguous_format
+        network = network.eval().requires_grad_(False)
+        if self.dtype == torch.float64:
+            network = network.double()
+        precise = fold_batch_norm(network)[0] if self.numerics.fold_batch_norm else network
+        stem = find_stem(precise) if self.numerics.stem_once else None
+        self.network = copy.deepcopy(precise).to(self.dtype)
         self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # absent from torch's stub
-        self.eval().requires_grad_(False)
+        if stem is not None:
+            names = {module: name for name, module in precise.named_modules()}
+            self.stem = Stem(self.network.get_submodule(names[stem]), copy.deepcopy(stem))
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised float images (N, 3, h, w) to scores (N, K) before the softmax."""
@@ -86,12 +102,17 @@ class Classifier(nn.Module):
     def prepare(self, image: Tensor, *, resize: Resize = "short_side") -> Tensor:
         """Resize (bilinear, antialiased) and normalise one uint8 image (3, H, W) to float32 (3, h, w)."""
         height, width = input_size(image.shape[-2], image.shape[-1], size=self.spec.size, resize=resize)
-        resized = functional.interpolate(
-            image[None].float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False
-        )[0]
+        resized = resize_image(image, height=height, width=width)
         mean = torch.tensor(self.spec.mean, device=image.device)[:, None, None]
         std = torch.tensor(self.spec.std, device=image.device)[:, None, None]
         return (resized * self.spec.input_scale - mean) / std
+
+
+def resize_image(image: Tensor, *, height: int, width: int) -> Tensor:
+    """Resize an image (3, H, W) to (height, width), bilinear and antialiased; float32 in the image's range."""
+    return functional.interpolate(
+        image[None].float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False
+    )[0]
 
 
 def input_size(height: int, width: int, *, size: int, resize: Resize) -> tuple[int, int]:
@@ -108,9 +129,7 @@ def input_size(height: int, width: int, *, size: int, resize: Resize) -> tuple[i
     return (size, long_side) if height <= width else (long_side, size)
 
 
-def build_classifier(
-    spec: ClassifierSpec, *, dtype: torch.dtype = torch.float32, channels_last: bool = False
-) -> Classifier:
+def build_classifier(spec: ClassifierSpec, *, numerics: Numerics | None = None) -> Classifier:
     """Build the network, load its weights and freeze it.
 
     Raises:
@@ -122,7 +141,7 @@ def build_classifier(
     load(network, load_tensors(path), origin=str(path))
     for module_path in spec.identity:
         _take_out(network, module_path, name=spec.label)
-    return Classifier(network, spec, dtype=dtype, channels_last=channels_last)
+    return Classifier(network, spec, numerics=numerics)
 
 
 def _build_network(spec: ClassifierSpec) -> nn.Module:

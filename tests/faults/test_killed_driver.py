@@ -46,7 +46,7 @@ def start(dataset: Path, weights: Path) -> subprocess.Popen[bytes]:
     job = {
         "dataset": str(dataset),
         "ensemble": {"classifiers": [{"name": "test_resnet", "weights": str(weights), "num_classes": 2, "size": 64}]},
-        "pssl": {"explainer": {"kind": "smoothgrad", "samples": 150}, "chunk": 1},
+        "pssl": {"explainer": {"kind": "smoothgrad", "samples": 150}, "numerics": {"chunk": 1}},
         "tracking": {"enabled": False},
         "compute": {"actors": 1, "cpus": 0.5},
     }

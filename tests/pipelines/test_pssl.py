@@ -23,18 +23,20 @@ from pipelines.labels import LabelSpace, decode_label, with_background
 from pipelines.pssl import make_pssl, plan_pssl
 from pipelines.pssl_import import import_npz, mask_to_label, npz_paths
 from pipelines.pssl_plan import LabelPlan, check_machine, check_scores, make_plan, pssl_label_space, target_index
-from pipelines.pssl_spec import EnsembleSpec, PsslSpec
+from pipelines.pssl_spec import EnsembleSpec, PsslSpec, resolve_pssl
 from pipelines.pssl_worker import NO_SIGNAL, PsslWorker
 from pipelines.schema import Receipt, ShardKey
 from pipelines.shards import ComputeSpec, RunStats, ShardTask
 from pipelines.tables import Dataset, DatasetInfo, write_shard
-from seg_models.deciles import resize_map
+from seg_models.consensus import resize_map
 from seg_models.explain import AnyExplainer, CaptumSpec, IntegratedGradientsSpec, RandomSpec, SmoothGradSpec, unit_noise
+from seg_models.numerics import Numerics
+from seg_models.smoothing import GuidedSpec, NoSmoothing
 from seg_models.weights.classifiers import ClassifierSpec, build_classifier
 
 CLASSES = ("disc", "ring", "bar")
 SPACE = LabelSpace(names=CLASSES)
-FAST = PsslSpec(explainer=SmoothGradSpec(samples=3), chunk=2)
+QUICK = PsslSpec(explainer=SmoothGradSpec(samples=3), smoothing=NoSmoothing(), numerics=Numerics(chunk=2))
 
 
 def jpeg(number: int, *, height: int = 36, width: int = 48) -> bytes:
@@ -83,7 +85,7 @@ def classifiers(folder: Path, *, num_classes: int = 3, count: int = 2) -> Ensemb
 
 
 def work_in_process(
-    dataset: Dataset, ensemble: EnsembleSpec, *, pssl: PsslSpec = FAST, name: str = "pssl"
+    dataset: Dataset, ensemble: EnsembleSpec, *, pssl: PsslSpec = QUICK, name: str = "pssl"
 ) -> PsslWorker:
     """The worker a job would start, without Ray, writing to a fresh label set."""
     work = plan_pssl(dataset.root, labels=name, pssl=pssl, ensemble=ensemble)
@@ -105,7 +107,7 @@ def label_first_shard(dataset: Dataset, worker: PsslWorker, name: str) -> Receip
 def slow_label(ensemble: EnsembleSpec, row: dict[str, Any], *, samples: int) -> NDArray[np.int64]:
     """The sheet's formula with plain loops, one sample at a time: l1 normalisation, mean over models, top tenth."""
     image = np.asarray(Image.open(io.BytesIO(row["image"])))
-    total = np.zeros(image.shape[:2])
+    total = np.zeros((40, 64))  # the input of the larger classifier, where maps meet
     for spec in ensemble.resolve():
         classifier = build_classifier(spec)
         x = classifier.prepare(torch.from_numpy(image.copy()).permute(2, 0, 1))
@@ -115,12 +117,13 @@ def slow_label(ensemble: EnsembleSpec, row: dict[str, Any], *, samples: int) -> 
             point = (x + 0.1 * (x.max() - x.min()) * sample).requires_grad_(True)
             probability = classifier(point[None]).softmax(1)[0, row["class"]]
             gradient += torch.autograd.grad(probability, point)[0] / samples
-        found = resize_map(gradient.abs().sum(0).double(), height=image.shape[0], width=image.shape[1]).numpy()
+        found = resize_map(gradient.abs().sum(0).double(), height=40, width=64).numpy()
         total += found / found.sum()
-    order = np.argsort(total.ravel(), kind="stable")
-    label = np.full(total.size, len(CLASSES))
-    label[order[-(total.size // 10) :]] = row["class"]
-    return label.reshape(total.shape)
+    scores = resize_map(torch.from_numpy(total), height=image.shape[0], width=image.shape[1]).numpy()
+    order = np.argsort(scores.ravel(), kind="stable")
+    label = np.full(scores.size, len(CLASSES))
+    label[order[-(scores.size // 10) :]] = row["class"]
+    return label.reshape(scores.shape)
 
 
 def test_a_label_is_the_top_tenth_of_the_mean_of_normalised_smoothgrad_maps(tmp_path: Path) -> None:
@@ -136,6 +139,57 @@ def test_a_label_is_the_top_tenth_of_the_mean_of_normalised_smoothgrad_maps(tmp_
         assert label.shape == (36, 48)
         assert int((label == given["class"]).sum()) == 36 * 48 // 10
         assert float((label != expected).mean()) < 0.005  # float32 sums in another order may swap a few pixels
+
+
+def test_images_of_one_noisy_copy_are_explained_in_batches_of_the_shard_with_the_same_labels(tmp_path: Path) -> None:
+    """Sizes, rejected rows and the end of a shard cut batches; each image keeps the label it has alone."""
+    rows = [row(number) for number in range(6)]
+    rows[1] = row(1, image=None, reason="empty file")
+    rows[3] = row(3, image=jpeg(3, height=48, width=36), height=48, width=36)
+    dataset, ensemble = write_images(tmp_path / "data", [rows]), classifiers(tmp_path)
+    one = QUICK.model_copy(update={"explainer": SmoothGradSpec(samples=1), "smoothing": GuidedSpec()})
+    for name, chunk in (("alone", 1), ("together", 4)):
+        pssl = one.model_copy(update={"numerics": Numerics(chunk=chunk)})
+        worker = work_in_process(dataset, ensemble, pssl=pssl, name=name)
+        label_first_shard(dataset, worker, name)
+    pairs = list(zip(labels_of(dataset, "alone"), labels_of(dataset, "together"), strict=True))
+    assert [left["reason"] is None for left, _ in pairs] == [True, False, True, True, True, True]
+    for left, right in pairs:
+        assert (left["id"], left["reason"]) == (right["id"], right["reason"])
+        if left["label"] is not None:
+            assert float((decode_label(left["label"]) != decode_label(right["label"])).mean()) < 0.005
+
+
+def test_settings_are_a_preset_or_a_table_over_one() -> None:
+    fast, paper = resolve_pssl("fast"), resolve_pssl("paper")
+    assert fast == PsslSpec()
+    assert isinstance(paper.explainer, SmoothGradSpec)
+    assert (paper.explainer.samples, paper.explainer.score, paper.smoothing.kind) == (50, "probability", "none")
+    changed = resolve_pssl({"base": "paper", "explainer": {"samples": 10}, "smoothing": {"kind": "guided"}})
+    assert changed == paper.model_copy(
+        update={"explainer": paper.explainer.model_copy(update={"samples": 10}), "smoothing": GuidedSpec()}
+    )
+    assert resolve_pssl({"explainer": {"kind": "random"}}).explainer == RandomSpec()
+    assert resolve_pssl(paper.model_dump(mode="json")) == paper
+    with pytest.raises(ValueError, match=r"unknown preset 'papr' \(did you mean 'paper'\?\); known: fast, paper"):
+        resolve_pssl("papr")
+
+
+def test_what_is_fastest_here_is_measured_once_and_kept_in_the_plan(tmp_path: Path) -> None:
+    dataset, ensemble = write_images(tmp_path / "data", [[row(0)]]), classifiers(tmp_path)
+    probing = QUICK.model_copy(update={"numerics": "probe"})
+    first = plan_pssl(dataset.root, labels="pssl", pssl=probing, ensemble=ensemble)
+    first.open()
+    odd = Numerics(dtype="bfloat16", channels_last=False, stem_once=True, chunk=7)
+    plan = LabelPlan.model_validate(first.plan)
+    assert [planned.numerics.chunk for planned in plan.classifiers] == [Numerics().chunk] * 2
+    kept = plan.model_copy(
+        update={"classifiers": tuple(one.model_copy(update={"numerics": odd}) for one in plan.classifiers)}
+    )
+    again = make_plan(probing, ensemble.resolve(), images="x", earlier=kept.model_dump(mode="json"))
+    assert [planned.numerics for planned in again.classifiers] == [odd, odd]
+    own = ensemble.resolve()[0].model_copy(update={"numerics": Numerics(chunk=3)})
+    assert make_plan(probing, (own,), images="x").classifiers[0].numerics == Numerics(chunk=3)
 
 
 def test_the_label_set_has_the_classes_of_the_dataset_and_a_background(tmp_path: Path) -> None:
@@ -185,7 +239,7 @@ def test_an_image_whose_maps_are_all_zero_is_rejected_and_the_maps_are_counted(t
         torch.nn.init.zeros_(model.fc.weight)
         save_file(model.state_dict(), str(spec.weights))
     dataset = write_images(tmp_path / "data", [[row(0), row(1)]])
-    work = plan_pssl(dataset.root, labels="pssl", pssl=FAST, ensemble=ensemble)
+    work = plan_pssl(dataset.root, labels="pssl", pssl=QUICK, ensemble=ensemble)
     worker = PsslWorker(**work.worker_args, labels_uri=work.open().uri)
     receipt = label_first_shard(dataset, worker, "pssl")
     assert [one["reason"] for one in labels_of(dataset, "pssl")] == [NO_SIGNAL, NO_SIGNAL]
@@ -200,7 +254,7 @@ def test_an_image_whose_maps_are_all_zero_is_rejected_and_the_maps_are_counted(t
 def test_every_explainer_labels_the_same_area(tmp_path: Path, explainer: AnyExplainer) -> None:
     dataset = write_images(tmp_path / "data", [[row(0), row(1)]])
     ensemble = classifiers(tmp_path)
-    pssl = FAST.model_copy(update={"explainer": explainer, "top_deciles": 2})
+    pssl = QUICK.model_copy(update={"explainer": explainer, "top_deciles": 2})
     label_first_shard(dataset, work_in_process(dataset, ensemble, pssl=pssl), "pssl")
     areas = [int((decode_label(one["label"]) != 3).sum()) for one in labels_of(dataset, "pssl")]
     assert areas == [36 * 48 * 2 // 10] * 2
@@ -230,13 +284,13 @@ def test_missing_weights_stop_the_job_before_anything_is_written(tmp_path: Path)
     dataset = write_images(tmp_path / "data", [[row(0)]])
     gone = ClassifierSpec(name="test_resnet", weights=str(tmp_path / "gone.safetensors"), num_classes=3)
     with pytest.raises(ValueError, match=r"'gone\.safetensors' are missing: put the file at"):
-        plan_pssl(dataset.root, labels="pssl", pssl=FAST, ensemble=EnsembleSpec(classifiers=(gone,)))
+        plan_pssl(dataset.root, labels="pssl", pssl=QUICK, ensemble=EnsembleSpec(classifiers=(gone,)))
     assert dataset.label_sets() == []
     with pytest.raises(ValueError, match=r"no split 'tran'.*did you mean 'train'"):
-        plan_pssl(dataset.root, labels="pssl", pssl=FAST, ensemble=classifiers(tmp_path), split="tran")
+        plan_pssl(dataset.root, labels="pssl", pssl=QUICK, ensemble=classifiers(tmp_path), split="tran")
     with pytest.raises(ValueError, match=r"split 'test' .* has no images"):
-        plan_pssl(dataset.root, labels="pssl", pssl=FAST, ensemble=classifiers(tmp_path), split="test")
-    threads = FAST.model_copy(update={"threads": 4})
+        plan_pssl(dataset.root, labels="pssl", pssl=QUICK, ensemble=classifiers(tmp_path), split="test")
+    threads = QUICK.model_copy(update={"threads": 4})
     with pytest.raises(ValueError, match=r"threads = 4 needs compute\.cpus = 4"):
         plan_pssl(dataset.root, labels="pssl", pssl=threads, ensemble=classifiers(tmp_path))
 
@@ -253,18 +307,18 @@ def test_ensembles_are_named_or_listed_and_ordered_by_size(tmp_path: Path) -> No
 
 def test_a_label_set_is_not_continued_under_another_plan(tmp_path: Path) -> None:
     dataset, ensemble = write_images(tmp_path / "data", [[row(0)]]), classifiers(tmp_path)
-    plan_pssl(dataset.root, labels="pssl", pssl=FAST, ensemble=ensemble).open()
-    plan_pssl(dataset.root, labels="pssl", pssl=FAST, ensemble=ensemble).open()
-    other = FAST.model_copy(update={"seed": 1, "chunk": 3})
+    plan_pssl(dataset.root, labels="pssl", pssl=QUICK, ensemble=ensemble).open()
+    plan_pssl(dataset.root, labels="pssl", pssl=QUICK, ensemble=ensemble).open()
+    other = QUICK.model_copy(update={"seed": 1, "numerics": Numerics(chunk=3)})
     with pytest.raises(
-        ValueError, match=r"plan\.classifiers\.0\.chunk: now 3, there 2.*plan\.settings\.seed: now 1, there 0"
+        ValueError, match=r"plan\.classifiers\.0\.numerics\.chunk: now 3, there 2.*plan\.settings\.seed: now 1, there 0"
     ):
         plan_pssl(dataset.root, labels="pssl", pssl=other, ensemble=ensemble)
 
 
 def test_the_plan_follows_the_weights_and_not_their_place(tmp_path: Path) -> None:
     ensemble = classifiers(tmp_path)
-    plan = make_plan(FAST, ensemble.resolve(), images="x")
+    plan = make_plan(QUICK, ensemble.resolve(), images="x")
     assert LabelPlan.model_validate_json(plan.model_dump_json()) == plan
     (tmp_path / "moved").mkdir()
 
@@ -273,13 +327,13 @@ def test_the_plan_follows_the_weights_and_not_their_place(tmp_path: Path) -> Non
         return spec.model_copy(update={"weights": str(old.rename(tmp_path / "moved" / old.name))})
 
     moved = [move(spec) for spec in ensemble.resolve()]
-    assert make_plan(FAST, tuple(moved), images="x") == plan
+    assert make_plan(QUICK, tuple(moved), images="x") == plan
     save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), str(moved[0].weights))
-    assert make_plan(FAST, tuple(moved), images="x") != plan
+    assert make_plan(QUICK, tuple(moved), images="x") != plan
 
 
 def test_a_machine_that_cannot_follow_the_plan_is_refused(tmp_path: Path) -> None:
-    plan = make_plan(FAST, classifiers(tmp_path).resolve(), images="x")
+    plan = make_plan(QUICK, classifiers(tmp_path).resolve(), images="x")
     check_machine(plan)
     changes = {"torch": "1.0", "instruction_set": "SSE", "threads": 4096}
     with pytest.raises(ValueError, match=r"torch is .*plan says 1\.0.*instruction_set.*SSE.*4096 threads"):
@@ -288,7 +342,7 @@ def test_a_machine_that_cannot_follow_the_plan_is_refused(tmp_path: Path) -> Non
 
 def test_a_worker_refuses_weights_that_are_not_the_planned_ones(tmp_path: Path) -> None:
     dataset, ensemble = write_images(tmp_path / "data", [[row(0)]]), classifiers(tmp_path)
-    work = plan_pssl(dataset.root, labels="pssl", pssl=FAST, ensemble=ensemble)
+    work = plan_pssl(dataset.root, labels="pssl", pssl=QUICK, ensemble=ensemble)
     save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), str(ensemble.classifiers[0].weights))
     with pytest.raises(ValueError, match="SHA-256"):
         PsslWorker(**work.worker_args, labels_uri=work.open().uri)
@@ -321,7 +375,7 @@ def test_the_result_accounts_for_every_image_and_pixel(tmp_path: Path) -> None:
     result = make_pssl(
         dataset.root,
         labels="pssl",
-        pssl=FAST,
+        pssl=QUICK,
         ensemble=ensemble,
         on_progress=lambda metrics, step: seen.append((metrics, step)),
     )
@@ -340,9 +394,9 @@ def test_the_result_accounts_for_every_image_and_pixel(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("without_ray")
 def test_a_run_stopped_half_way_continues_to_equal_bytes(tmp_path: Path) -> None:
     dataset, ensemble = twelve_images(tmp_path / "data"), classifiers(tmp_path)
-    whole = make_pssl(dataset.root, labels="whole", pssl=FAST, ensemble=ensemble)
+    whole = make_pssl(dataset.root, labels="whole", pssl=QUICK, ensemble=ensemble)
     work = stop_half_way(dataset, ensemble)
-    resumed = make_pssl(dataset.root, labels="half", pssl=FAST, ensemble=ensemble)
+    resumed = make_pssl(dataset.root, labels="half", pssl=QUICK, ensemble=ensemble)
     assert (resumed.resumed_shards, resumed.num_shards) == (2, 4)
     assert (resumed.digest, resumed.class_pixels, resumed.reasons) == (whole.digest, whole.class_pixels, whole.reasons)
     files = dataset.labels("half").files()
@@ -353,7 +407,7 @@ def test_a_run_stopped_half_way_continues_to_equal_bytes(tmp_path: Path) -> None
 
 def stop_half_way(dataset: Dataset, ensemble: EnsembleSpec) -> LabelWork:
     """What a killed driver leaves: two shards of the set `half` committed, one written and not committed."""
-    work = plan_pssl(dataset.root, labels="half", pssl=FAST, ensemble=ensemble)
+    work = plan_pssl(dataset.root, labels="half", pssl=QUICK, ensemble=ensemble)
     worker = PsslWorker(**work.worker_args, labels_uri=work.open().uri)
     receipts = [worker(ImageShard(file.key, file.path)) for file in reversed(work.shards[:3])]
     dataset.labels("half").commit(receipts[:2])
@@ -363,13 +417,13 @@ def stop_half_way(dataset: Dataset, ensemble: EnsembleSpec) -> LabelWork:
 @pytest.mark.usefixtures("ray_local")
 def test_labels_are_equal_bytes_for_one_process_two_actors_and_a_resumed_actor(tmp_path: Path) -> None:
     dataset, ensemble = twelve_images(tmp_path / "data"), classifiers(tmp_path)
-    work = plan_pssl(dataset.root, labels="here", pssl=FAST, ensemble=ensemble)
+    work = plan_pssl(dataset.root, labels="here", pssl=QUICK, ensemble=ensemble)
     worker = PsslWorker(**work.worker_args, labels_uri=work.open().uri)
     dataset.labels("here").commit([worker(ImageShard(file.key, file.path)) for file in work.shards])
     stop_half_way(dataset, ensemble)
     for labels, actors in (("two", 2), ("half", 1)):
         compute = ComputeSpec(actors=actors, cpus=0.5)
-        found = make_pssl(dataset.root, labels=labels, pssl=FAST, ensemble=ensemble, compute=compute)
+        found = make_pssl(dataset.root, labels=labels, pssl=QUICK, ensemble=ensemble, compute=compute)
         assert (found.labelled, found.actors) == (11, actors)
         assert found.digest == dataset.labels("here").label_digest()
 
@@ -379,8 +433,8 @@ def test_too_many_rejected_rows_stop_the_job_with_their_most_frequent_reason(tmp
     rows = [row(number, **{"class": None}) for number in range(4)]
     dataset = write_images(tmp_path / "data", [rows[:2], rows[2:], [row(4)]])
     with pytest.raises(ValueError, match=r"4 of 5 rows have no label.*most frequent reason: no image-level class"):
-        make_pssl(dataset.root, labels="pssl", pssl=FAST, ensemble=classifiers(tmp_path), max_rejected=0.5)
-    result = make_pssl(dataset.root, labels="pssl", pssl=FAST, ensemble=classifiers(tmp_path), max_rejected=0.8)
+        make_pssl(dataset.root, labels="pssl", pssl=QUICK, ensemble=classifiers(tmp_path), max_rejected=0.5)
+    result = make_pssl(dataset.root, labels="pssl", pssl=QUICK, ensemble=classifiers(tmp_path), max_rejected=0.8)
     assert (result.labelled, result.rejected) == (1, 4)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import Tensor
 
-from seg_models.deciles import consensus, normalise_map, pseudo_label, resize_map
+from seg_models.consensus import Consensus, Mean, Normalise, normalise_map, pseudo_label, resize_map
 from seg_models.ranks import deciles
 
 Scores = NDArray[np.floating[Any]]
@@ -116,6 +118,13 @@ def test_every_rule_makes_maps_comparable() -> None:
     for rule, values in expected.items():
         found = normalise_map(scores, rule=rule)  # type: ignore[arg-type]  # keys of a dict are plain text
         torch.testing.assert_close(found, torch.tensor(values, dtype=torch.float64))
+
+
+def consensus(maps: Sequence[Tensor], *, rule: Normalise) -> Consensus:
+    mean = Mean(rule=rule)
+    for scores in maps:
+        mean.add(scores)
+    return mean.result()
 
 
 def test_the_consensus_is_the_mean_of_normalised_maps_and_counts_the_ones_without_signal() -> None:

@@ -8,19 +8,19 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from seg_models.deciles import pseudo_label
+from seg_models.consensus import pseudo_label
 from seg_models.explain import (
     AnyExplainer,
     CaptumSpec,
     IntegratedGradientsSpec,
     RandomSpec,
-    Score,
     SmoothGradSpec,
     explain,
     prepare_model,
     random_scores,
     unit_noise,
 )
+from seg_models.gradients import Score
 
 
 class TinyClassifier(nn.Module):

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from seg_models.numerics import Numerics
 from seg_models.weights.classifiers import ClassifierSpec, build_classifier, input_size, lite_ensemble, paper_ensemble
 from seg_models.weights.collected import collected_ensemble
 from seg_models.weights.ensembles import named_ensemble
@@ -176,11 +177,11 @@ def test_a_classifier_of_ones_own_gives_the_scores_of_the_network_it_was_saved_f
     spec = ClassifierSpec(name="test_resnet", weights=str(tmp_path / "own.safetensors"), num_classes=6, size=32)
     images = torch.randn(2, 3, 32, 32)
     for channels_last in (False, True):
-        classifier = build_classifier(spec, channels_last=channels_last)
+        classifier = build_classifier(spec, numerics=Numerics(channels_last=channels_last))
         assert not classifier.training
         assert not any(parameter.requires_grad for parameter in classifier.parameters())
         torch.testing.assert_close(classifier(images), model(images), rtol=1e-4, atol=1e-5)
-    half = build_classifier(spec, dtype=torch.bfloat16)(images)
+    half = build_classifier(spec, numerics=Numerics(dtype="bfloat16"))(images)
     assert half.dtype == torch.bfloat16
     assert float((half.float() - model(images).detach()).abs().max()) < 0.1
 

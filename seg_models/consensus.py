@@ -5,7 +5,6 @@ Specs: PSSL sections 3 and 4. Maps (H, W) are float64 and not negative.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -58,20 +57,31 @@ def normalise_map(scores: Tensor, *, rule: Normalise) -> Tensor:
     return (scores - low) / span if span > 0 else torch.zeros_like(scores)
 
 
-def consensus(maps: Iterable[Tensor], *, rule: Normalise) -> Consensus:
-    """Mean over models of the normalised maps; maps that are zero everywhere or not finite are skipped and counted."""
-    total: Tensor | None = None
-    num_used = 0
-    skipped: list[int] = []
-    for index, scores in enumerate(maps):
+class Mean:
+    """The mean of the normalised maps of an ensemble for one image, built up map by map.
+
+    Maps that are zero everywhere or not finite are skipped and counted.
+    """
+
+    def __init__(self, *, rule: Normalise) -> None:
+        self._rule: Normalise = rule
+        self._total: Tensor | None = None
+        self._num_used = 0
+        self._skipped: list[int] = []
+
+    def add(self, scores: Tensor) -> None:
+        """Take the next model's map (H, W); all have one size."""
         if not _has_signal(scores):
-            skipped.append(index)
-            continue
-        part = normalise_map(scores, rule=rule)
-        total = part if total is None else total + part
-        num_used += 1
-    mean = None if total is None else total / num_used
-    return Consensus(mean, num_used, tuple(skipped))
+            self._skipped.append(self._num_used + len(self._skipped))
+            return
+        part = normalise_map(scores, rule=self._rule)
+        self._total = part if self._total is None else self._total + part
+        self._num_used += 1
+
+    def result(self) -> Consensus:
+        """The mean so far."""
+        mean = None if self._total is None else self._total / self._num_used
+        return Consensus(mean, self._num_used, tuple(self._skipped))
 
 
 def pseudo_label(

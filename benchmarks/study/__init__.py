@@ -1,0 +1,1 @@
+"""How well labels made from explanations meet human masks, over passes, classifiers and rules."""
