@@ -56,7 +56,7 @@ def entries(effort: Effort) -> Entries:
 
 def make_case(name: str, *, effort: Effort) -> Case:
     """Network of a timm model name in eval mode, one image and its noise."""
-    size, samples = (32, 2) if effort.tiny else (224, 8)
+    size, samples = (32, 2) if effort.tiny else (224, 16)
     network = random_network(name, size=size)
     noise = unit_noise(seed=0, image_id="x", num_samples=samples, height=size, width=size)
     return Case(network, torch.randn(3, size, size), noise)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -35,11 +36,16 @@ class Piece(NamedTuple):
 
 
 def pieces(*, num_images: int, num_copies: int, chunk: int) -> Iterator[Piece]:
-    """Cut B x n points into chunks of at most `chunk`: copies of one image, or all copies of several."""
+    """Cut B x n points: copies of one image, at least `chunk` and fewer than twice as many, or all copies of several.
+
+    Pieces of one image are of nearly equal size, because a short last one would be slow.
+    """
     if chunk < num_copies:
+        count = num_copies // chunk
+        edges = [round(num_copies * part / count) for part in range(count + 1)]
         for image in range(num_images):
-            for start in range(0, num_copies, chunk):
-                yield Piece(slice(image, image + 1), slice(start, min(start + chunk, num_copies)))
+            for start, stop in pairwise(edges):
+                yield Piece(slice(image, image + 1), slice(start, stop))
         return
     step = chunk // num_copies
     for start in range(0, num_images, step):
@@ -63,7 +69,7 @@ def mean_gradients(
         points_of: the copies (b, s, 3, h, w) of a piece.
         targets: class of each image.
         num_copies: n.
-        chunk: copies that go through the model at once.
+        chunk: copies that go through the model at once, see `pieces`.
         stem: differentiate at its output and go through it once.
     """
     total: Tensor | None = None

@@ -20,5 +20,6 @@ class Numerics(Spec):
     """Fold batch norms into the convolutions before them, where that is legal."""
     stem_once: bool = False
     """Differentiate at the first convolution's output and go through it once per image instead of once per copy."""
-    chunk: int = Field(8, gt=0)
-    """Copies that go through the classifier at once: of one image, or all copies of several."""
+    chunk: int = Field(16, gt=0)
+    """Copies that go through the classifier at once, at least, where there are so many: of one image, or all copies of
+    several. On one CPU thread torch takes a slow path for convolutions of 1x1 below 16."""

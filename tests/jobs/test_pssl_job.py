@@ -87,7 +87,7 @@ def test_a_job_writes_its_settings_and_result_beside_the_labels(
 def test_a_dry_run_tells_the_plan_and_writes_nothing(table: dict[str, Any]) -> None:
     found = verb.run(PsslJob.model_validate(table), dry_run=True)
     assert found["plan"]["images"] == 4
-    assert found["plan"]["label_plan"]["classifiers"][0]["numerics"]["chunk"] == 8
+    assert found["plan"]["label_plan"]["classifiers"][0]["numerics"]["chunk"] == 16
     assert sorted(path.name for path in Path(table["dataset"]).iterdir()) == ["dataset.json", "images"]
 
 
