@@ -13,8 +13,9 @@ from PIL import Image
 
 from jobs.report_page import escape, legend, number
 from pipelines import storage
+from pipelines.confidence import decode_confidence
 from pipelines.images import decode_image
-from pipelines.labels import LabelSpace, decode_confidence, decode_label
+from pipelines.labels import LabelSpace, decode_label
 from pipelines.pictures import overlay
 from pipelines.tables import Dataset, Table
 
@@ -81,7 +82,7 @@ def label_examples(dataset: str, *, labels: str | None, split: str | None = None
     space = table.label_space if table is not None else data.info.label_space
     figures: list[str] = []
     seen: set[int] = set()
-    for row in _rows(data.images, table, split=split):
+    for row in _rows(data, table, split=split):
         views = row_views(row, space)
         if "index" in row:
             seen |= {int(value) for value in np.unique(row["index"])}
@@ -92,13 +93,18 @@ def label_examples(dataset: str, *, labels: str | None, split: str | None = None
     return key + shots(figures, wide=table is not None) if figures else ""
 
 
-def _rows(images: Table, labels: Table | None, *, split: str | None) -> Iterator[dict[str, Any]]:
+def _rows(data: Dataset, labels: Table | None, *, split: str | None) -> Iterator[dict[str, Any]]:
     """Rows with an image and, where a label set is given, a label, decoded."""
+    images = data.images
+    sure = _confidence_of(data, labels) if labels is not None else None
     for file in (labels or images).files(split=split):
         rows = images.read(file.key, columns=("id", "image", "class")).to_pylist()
         if labels is not None:
             found = labels.read(file.key, columns=("id", "label", "confidence")).to_pylist()
             rows = [{**row, **label} for row, label in zip(rows, found, strict=True)]
+        if sure is not None:
+            found = sure.read(file.key, columns=("confidence",)).to_pylist()
+            rows = [{**row, **teacher} for row, teacher in zip(rows, found, strict=True)]
         for row in rows:
             if row["image"] is None or (labels is not None and row["label"] is None):
                 continue
@@ -106,6 +112,12 @@ def _rows(images: Table, labels: Table | None, *, split: str | None) -> Iterator
             if labels is not None:
                 row["index"] = decode_label(row["label"])
             yield row
+
+
+def _confidence_of(data: Dataset, labels: Table) -> Table | None:
+    """The teacher's own label set that another one was derived from: it has the confidence."""
+    name = (labels.info.get("plan") or {}).get("source")
+    return data.labels(name) if name in data.label_sets() else None
 
 
 def row_views(row: Mapping[str, Any], space: LabelSpace) -> dict[str, NDArray[np.uint8]]:

@@ -71,7 +71,7 @@ def classifiers_section(result: Mapping[str, Any]) -> str:
 
 
 def labels_section(result: Mapping[str, Any]) -> str:
-    """Label histogram, what a threshold kept, and pictures of labels."""
+    """Label histogram, what was kept of a teacher's, and pictures of labels."""
     pixels = {name: count for name, count in (result.get("class_pixels") or {}).items() if count}
     total = sum(pixels.values()) or 1
     kept = {name: 100.0 * share for name, share in (result.get("kept_share") or {}).items() if share is not None}
@@ -82,7 +82,7 @@ def labels_section(result: Mapping[str, Any]) -> str:
     return html.section(
         "Labels" if result.get("labels") or pixels else "Pictures",
         html.heading("Share of the pixels", top_bars(shares, suffix=" %")),
-        html.heading("Share of each class's pixels at or above the threshold", bars(kept, limit=100.0, suffix=" %")),
+        html.heading("Share kept of the teacher's pixels of each class", bars(kept, limit=100.0, suffix=" %")),
         html.heading("Examples", pictures),
     )
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipelines.keep import KeepSpec
 from pipelines.pssl_spec import AnyPssl, EnsembleSpec, PsslSpec
 from pipelines.shards import ComputeSpec
 from pipelines.sources import AnySource
@@ -157,17 +158,29 @@ class EvaluateJob(Job):
 
 
 class AutolabelJob(Job):
-    """A teacher checkpoint and images -> a label set with confidence."""
+    """A teacher checkpoint and images -> a label set; or another one from what a teacher said before."""
 
     name: str = "autolabel"
-    checkpoint: str
+    checkpoint: str | None = None
+    """The teacher. Its class and confidence of every pixel are kept in the label set `<labels>-raw`."""
+    derive_from: str | None = None
+    """Instead of a teacher: a label set that one wrote, or that was derived from it. No teacher runs."""
     dataset: str
     split: str | None = None
     labels: str = "teacher"
-    threshold: float = Field(0.5, ge=0, le=1)
-    """Pixels whose confidence is below this become void."""
+    """Name of the label set to write."""
+    keep: KeepSpec = KeepSpec()
+    """Which of the teacher's labels are kept; the other pixels become void."""
     predictor: PredictorSpec = PredictorSpec()
     max_rejected: float = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check_origin(self) -> Self:
+        if (self.checkpoint is None) == (self.derive_from is None):
+            raise ValueError("either `checkpoint` (a teacher) or `derive_from` (a label set that one wrote) is needed")
+        if self.derive_from is not None and self.predictor != PredictorSpec():
+            raise ValueError("predictor has no effect with derive_from: no teacher runs")
+        return self
 
 
 class PredictJob(Job):

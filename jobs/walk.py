@@ -140,7 +140,6 @@ class Verbs:
             checkpoint=self.place("runs", teacher, "model"),
             dataset=self.place(dataset),
             split=split,
-            threshold=0.5,
             predictor=self.predictor,
             **self.common,
         )

@@ -1,4 +1,4 @@
-"""The worker of auto-labelling: one shard of images in, one shard of teacher labels with confidence out."""
+"""The teacher's worker: one shard of images in, one shard of its classes with confidence out, nothing cut."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import dataclasses
 from typing import Any, Literal
 
 import torch
-from numpy.typing import NDArray
 
 from pipelines import schema
+from pipelines.confidence import encode_confidence
 from pipelines.images import ImageError, decode_image
 from pipelines.label_run import ImageShard
-from pipelines.labels import encode_confidence, encode_label
+from pipelines.labels import encode_label
 from pipelines.machine import check_machine, instruction_set
 from pipelines.published import Checkpoint, Device, make_predictor
 from pipelines.schema import Receipt
 from pipelines.shard_counts import ShardCounts, with_stats
 from pipelines.tables import read_shard_file, write_shard
-from seg_models.predictor import Prediction, PredictorSpec
+from seg_models.predictor import PredictorSpec
 from seg_models.spec import Spec
 
 
 class TeacherPlan(Spec):
-    """Everything that decides the bytes of a teacher's label set."""
+    """Everything that decides the bytes of a teacher's own label set."""
 
-    kind: Literal["autolabel"] = "autolabel"
+    kind: Literal["teacher"] = "teacher"
     checkpoint_sha256: str
     """Of the teacher's weights."""
     predictor: PredictorSpec
-    threshold: float
-    """Least confidence of a labelled pixel."""
+    trained_on: tuple[dict[str, Any], ...]
+    """Label sets that the teacher was trained on, as its checkpoint says; an earlier teacher's may be among them."""
     threads: int
     device: Device
     instruction_set: str | None
@@ -40,13 +40,13 @@ class TeacherPlan(Spec):
 
 
 def make_teacher_plan(
-    teacher: Checkpoint, *, predictor: PredictorSpec, threshold: float, device: Device, threads: int, images: str
+    teacher: Checkpoint, *, predictor: PredictorSpec, device: Device, threads: int, images: str
 ) -> TeacherPlan:
     """Fix the plan on this machine."""
     return TeacherPlan(
         checkpoint_sha256=teacher.sha256,
         predictor=predictor,
-        threshold=threshold,
+        trained_on=tuple(teacher.info.get("provenance", {}).get("data", ())),
         threads=threads,
         device=device,
         instruction_set=instruction_set(device),
@@ -55,8 +55,8 @@ def make_teacher_plan(
     )
 
 
-class AutolabelWorker:
-    """Labels every image of a shard with what the teacher sees, void where it is not sure.
+class TeacherWorker:
+    """Labels every pixel of every image of a shard with what the teacher sees, and how sure it is.
 
     Args:
         checkpoint: the teacher.
@@ -73,12 +73,11 @@ class AutolabelWorker:
         self._predictor = make_predictor(checkpoint, spec=plan.predictor, device=plan.device, threads=plan.threads)
         self._space = checkpoint.label_space
         self._images_uri, self._labels_uri = images_uri, labels_uri
-        self._threshold = plan.threshold
-        self._counts = ShardCounts("predicted", "pixels")
+        self._counts = ShardCounts("pixels")
 
     def __call__(self, shard: ImageShard) -> Receipt:
         """Label a shard and return its receipt."""
-        self._counts = ShardCounts("predicted", "pixels")
+        self._counts = ShardCounts("pixels")
         with self._counts.phase("read"):
             rows = read_shard_file(self._images_uri, shard.path, columns=("id", "image", "reason")).to_pylist()
         labelled = [self._label_row(row) for row in rows]
@@ -101,18 +100,11 @@ class AutolabelWorker:
         with self._counts.phase("predict"):
             found = self._predictor.predict(image)
         with self._counts.phase("encode"):
-            label = self._label(found)
+            label = found.label.astype(self._space.dtype)
+            self._counts.count_pixels("pixels", label)
             return {
                 "id": row["id"],
                 "label": encode_label(label),
                 "confidence": encode_confidence(found.confidence),
                 "reason": None,
             }
-
-    def _label(self, found: Prediction) -> NDArray[Any]:
-        """The label (H, W): the teacher's classes, void below the threshold."""
-        label = found.label.astype(self._space.dtype)
-        self._counts.count_pixels("predicted", label)
-        label[found.confidence < self._threshold] = self._space.void
-        self._counts.count_pixels("pixels", label)
-        return label

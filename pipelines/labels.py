@@ -28,7 +28,6 @@ RGB = tuple[int, int, int]
 D = TypeVar("D", bound=np.generic)
 
 MAX_BYTE_CLASSES = 255  # 0..254 are classes, 255 is void; more classes need two bytes
-CONFIDENCE_STEPS = 20  # confidence is kept in twentieths
 RAW_IDS = range(-(1 << 15), 1 << 24)  # raw ids that a label file can hold: signed 16 bits to three bytes
 MAX_LISTED = 20  # values named in one error
 
@@ -293,17 +292,6 @@ def decode_label(data: bytes) -> Label:
         raise ValueError(f"damaged label code: runs cover {int(lengths.sum())} of {height * width} pixels")
     flat = np.repeat(values, lengths).reshape(height, width)
     return flat.astype(np.uint8) if itemsize == 1 else flat.astype(np.uint16)
-
-
-def encode_confidence(confidence: npt.NDArray[np.floating[Any]]) -> bytes:
-    """Code of a (H, W) confidence map in 0..1, floored to twentieths."""
-    steps = np.floor(np.clip(confidence, 0.0, 1.0) * CONFIDENCE_STEPS + 1e-6).astype(np.uint8)
-    return encode_label(steps)
-
-
-def decode_confidence(data: bytes) -> npt.NDArray[np.float32]:
-    """The (H, W) confidence map behind `encode_confidence`, multiples of 1/20."""
-    return decode_label(data).astype(np.float32) / np.float32(CONFIDENCE_STEPS)
 
 
 def read_label_image(data: bytes) -> npt.NDArray[Any]:

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines import schema, storage
+from pipelines.confidence import encode_confidence
 from pipelines.images import ImageError, decode_image
-from pipelines.labels import encode_confidence, encode_label, label_png
+from pipelines.labels import encode_label, label_png
 from pipelines.pictures import overlay, png
 from pipelines.published import Checkpoint, Device, make_predictor
 from pipelines.schema import Receipt, ShardKey

@@ -24,7 +24,7 @@ LABELS = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("label", pa.binary()),  # encoded label map (labels.encode_label), or null
-        pa.field("confidence", pa.binary()),  # encoded uint8 map, confidence in twentieths, or null
+        pa.field("confidence", pa.binary()),  # encoded confidence in twentieths (confidence.encode_confidence), or null
         pa.field("reason", pa.string()),
         pa.field("split", pa.string(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),

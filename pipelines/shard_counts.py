@@ -55,8 +55,8 @@ class ShardCounts:
 
     def count_pixels(self, table: str, label: NDArray[Any]) -> None:
         """Add the pixels of a label, by value."""
-        values, counts = np.unique(label, return_counts=True)
-        self.tables[table].update(dict(zip(map(str, values.tolist()), counts.tolist(), strict=True)))
+        counts = np.bincount(label.reshape(-1))
+        self.tables[table].update({str(value): int(counts[value]) for value in np.flatnonzero(counts)})
 
     def of_file(self) -> dict[str, Any]:
         """What the shard's file holds: no times, so that a repeated shard has equal bytes."""

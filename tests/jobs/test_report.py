@@ -18,7 +18,8 @@ from jobs import report_page as html
 from jobs.report import write_report
 from jobs.report_pictures import MAX_SIDE_PX, confidence_picture, embed
 from jobs.specs import ReportJob
-from pipelines.labels import LabelSpace, encode_confidence
+from pipelines.confidence import encode_confidence
+from pipelines.labels import LabelSpace
 from pipelines.pictures import png
 from pipelines.schema import ShardKey
 from pipelines.tables import Dataset, write_shard

@@ -14,9 +14,7 @@ from PIL import Image
 from pipelines.labels import (
     LabelSpace,
     LabelValueError,
-    decode_confidence,
     decode_label,
-    encode_confidence,
     encode_label,
     label_png,
     read_label_image,
@@ -81,15 +79,6 @@ def test_a_code_that_claims_more_runs_than_pixels_is_refused_before_it_is_unpack
 def test_only_byte_maps_are_encoded(label: np.ndarray) -> None:
     with pytest.raises(ValueError, match="uint8 or uint16"):
         encode_label(label)
-
-
-@patient
-@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=40))
-def test_confidence_is_floored_to_twentieths(values: list[float]) -> None:
-    confidence = np.array([values], np.float32)
-    again = decode_confidence(encode_confidence(confidence))
-    assert (again <= confidence + 1e-6).all()
-    assert (confidence - again < 0.05 + 1e-6).all()
 
 
 def test_void_is_255_up_to_255_classes_and_65535_above() -> None:

@@ -25,7 +25,7 @@ def pssl_plan(device: Device) -> LabelPlan:
 
 def teacher_plan(device: Device) -> TeacherPlan:
     teacher = Checkpoint("nowhere", "0" * 64, LabelSpace(names=("a", "b")), "pspnet", {})
-    return make_teacher_plan(teacher, predictor=PredictorSpec(), threshold=0.5, device=device, threads=1, images="x")
+    return make_teacher_plan(teacher, predictor=PredictorSpec(), device=device, threads=1, images="x")
 
 
 KINDS = pytest.mark.parametrize(

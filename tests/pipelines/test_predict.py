@@ -16,7 +16,8 @@ from jobs import predict
 from jobs.cli import run as command
 from jobs.specs import PredictJob, TrackingSpec
 from pipelines import storage
-from pipelines.labels import LabelSpace, decode_confidence, decode_label, read_label_image
+from pipelines.confidence import decode_confidence
+from pipelines.labels import LabelSpace, decode_label, read_label_image
 from pipelines.predict import PredictResult, plan_predict, run_predict
 from pipelines.predict_worker import file_name
 from pipelines.published import open_checkpoint
