@@ -38,10 +38,12 @@ VERBS: dict[str, Verb] = {
     "export": Verb("ExportJob", "jobs.export", "a checkpoint -> torch.export and ONNX files"),
     "report": Verb("ReportJob", "jobs.report", "write the HTML page of a finished run again"),
     "models": Verb("ModelsJob", "jobs.models", "list the named models with parameters and GMAC"),
+    "weights": Verb("WeightsJob", "jobs.weights", "list the files of trained weights, where to get and to put them"),
     "demo": Verb("DemoJob", "jobs.demo", "the whole walk on an embedded sample"),
     "real": Verb("RealJob", "jobs.real", "the whole walk on the real data beside the project"),
 }
 SUBMIT = "submit"
+WITH_JSON = ("models", "weights")  # verbs whose --json prints what a program reads
 OWN_PAGE = ("report", "demo", "real")  # verbs that write their page themselves
 
 
@@ -105,7 +107,7 @@ def parse_verb(name: str, arguments: Sequence[str]) -> tuple[Any, dict[str, Any]
     rest = [argument for argument in arguments if argument != "--dry-run"]
     options = {"dry_run": len(rest) < len(arguments)}
     path = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    if name == "models":
+    if name in WITH_JSON:
         rest = ["--json-output" if argument == "--json" else argument for argument in rest]
     return load_job(job_class(name), path=path, flags=parse_flags(rest)), options
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from jobs.specs import AutolabelJob, DemoJob, IngestJob, Job, PsslJob, RealJob, ReportJob
 from jobs.tracking import tracking_uri
 from pipelines import storage
-from seg_models.weights.ensembles import COLLECTED
+from seg_models.weights.ensembles import split_folder
 from seg_models.weights.files import PACKAGE
 
 JobType = TypeVar("JobType", bound=BaseModel)
@@ -86,8 +86,9 @@ def _change(value: Any, path: tuple[str, ...], change: Callable[[str], str]) -> 
         return [_change(inside, (*path, "*"), change) for inside in value]
     if not isinstance(value, str) or FOREIGN_TABLES & set(path):
         return value
-    if path[-2:] == ("presets", "*") and value.startswith(COLLECTED):
-        return f"{COLLECTED}{change(storage.normalise(value.removeprefix(COLLECTED)))}"
+    if path[-2:] == ("presets", "*"):
+        kind, folder = split_folder(value)
+        return value if folder is None else f"{kind}:{change(storage.normalise(folder))}"
     return change(storage.normalise(value)) if _is_place(path, value) else value
 
 

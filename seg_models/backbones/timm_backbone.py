@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, Self, TypeVar
 
 import timm
@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from seg_models.backbones.pretrained import load_backbone
 from seg_models.parts.layers import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from seg_models.spec import Spec, did_you_mean
-from seg_models.weights.files import TIMM, load_tensors, resolve_weights
+from seg_models.weights.files import SHA256, TIMM, load_tensors, resolve_weights
 
 log = logging.getLogger(__name__)
 SpecT = TypeVar("SpecT", bound=Spec)
@@ -35,8 +35,8 @@ class BackboneSpec(Spec):
     """Fetch timm's published ImageNet weights."""
     weights: str | None = None
     """A classifier's weights: a path, `package:module/file`, an https URL or, in a job, an `s3://` address."""
-    weights_sha256: str | None = Field(None, pattern=r"^[0-9a-fA-F]{64}$")
-    """What the weights file must hash to."""
+    weights_sha256: str | None = Field(None, pattern=SHA256)
+    """What the weights file must hash to, or how that begins."""
     match: Literal["name", "order"] = "name"
     """How tensors of `weights` find their place: by name, or in order with shapes checked."""
     mean: tuple[float, float, float] | None = None
@@ -65,6 +65,11 @@ class BackboneSpec(Spec):
         if self.weights is None and (self.weights_sha256 is not None or self.match != "name"):
             raise ValueError("`weights_sha256` and `match` have no effect without `weights`")
         return self
+
+    @property
+    def weights_ref(self) -> str | None:
+        """Where the weights come from, in the form `resolve_weights` reads; None for random ones."""
+        return f"{TIMM}{self.name}" if self.pretrained else self.weights
 
     def build(self) -> Backbone:
         """The network, with weights if the settings name any.
@@ -182,13 +187,19 @@ def find_weights(spec: Spec, *, fetch: bool = True) -> None:
     Raises:
         ValueError: weights are missing or cannot be fetched; the message says where to put them.
     """
+    for backbone in backbones_of(spec):
+        ref = backbone.weights_ref
+        if ref is not None and (fetch or not ref.startswith((TIMM, "https://"))):
+            resolve_weights(ref, sha256=backbone.weights_sha256)
+
+
+def backbones_of(spec: Spec) -> Iterator[BackboneSpec]:
+    """The settings of every backbone inside the settings of a model."""
     for _, value in spec:
         if isinstance(value, Spec):
-            find_weights(value, fetch=fetch)
+            yield from backbones_of(value)
     if isinstance(spec, BackboneSpec):
-        ref = f"{TIMM}{spec.name}" if spec.pretrained else spec.weights
-        if ref is not None and (fetch or not ref.startswith((TIMM, "https://"))):
-            resolve_weights(ref, sha256=spec.weights_sha256)
+        yield spec
 
 
 def without_weights(spec: SpecT) -> SpecT:

@@ -5,12 +5,12 @@ from seg_models.weights.classifiers import (
     ClassifierSpec,
     build_classifier,
     lite_ensemble,
-    paper_ensemble,
 )
 from seg_models.weights.collected import collected_ensemble
 from seg_models.weights.ensembles import named_ensemble
 from seg_models.weights.files import file_sha256, load_tensors, resolve_weights
 from seg_models.weights.matching import load_by_name, load_by_order
+from seg_models.weights.timm15 import timm15_ensemble
 
 __all__ = [
     "Classifier",
@@ -23,6 +23,6 @@ __all__ = [
     "load_by_order",
     "load_tensors",
     "named_ensemble",
-    "paper_ensemble",
     "resolve_weights",
+    "timm15_ensemble",
 ]

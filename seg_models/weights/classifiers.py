@@ -18,8 +18,9 @@ from seg_models.folding import find_stem, fold_batch_norm
 from seg_models.gradients import Stem
 from seg_models.numerics import Numerics
 from seg_models.spec import Spec, did_you_mean, import_object
-from seg_models.weights.files import TIMM, load_tensors, resolve_weights
+from seg_models.weights.files import SHA256, TIMM, load_tensors, resolve_weights
 from seg_models.weights.matching import load_by_name, load_by_order
+from seg_models.weights.torchvision_names import timm_names
 
 MAX_ASPECT = 4
 """A classifier's input is at most this many times longer than wide; longer images are squeezed."""
@@ -36,10 +37,10 @@ class ClassifierSpec(Spec):
     """What reports call it; default: `name`."""
     weights: str | None = None
     """Path, `package:module/file`, https URL or object-store address; default: timm's published weights of `name`."""
-    weights_sha256: str | None = Field(None, pattern=r"^[0-9a-fA-F]{64}$")
-    """What the weights file must hash to."""
-    match: Literal["name", "order"] = "name"
-    """How tensors find their place: by name, or in order with shapes checked."""
+    weights_sha256: str | None = Field(None, pattern=SHA256)
+    """What the weights file must hash to, or how that begins."""
+    match: Literal["name", "order", "torchvision"] = "name"
+    """How tensors find their place: by name, in order with shapes checked, or by the names of torchvision's files."""
     num_classes: int = Field(1000, gt=0)
     size: int = Field(224, gt=0)
     """Short side of the input, in pixels."""
@@ -136,16 +137,23 @@ def build_classifier(spec: ClassifierSpec, *, numerics: Numerics | None = None) 
         ValueError: unknown network or argument; weights that are missing, damaged or do not fit.
     """
     path = resolve_weights(spec.weights_ref, sha256=spec.weights_sha256)
-    network = _build_network(spec)
-    load = load_by_name if spec.match == "name" else load_by_order
-    load(network, load_tensors(path), origin=str(path))
+    network = build_network(spec)
+    tensors = load_tensors(path)
+    if spec.match == "torchvision":
+        tensors = timm_names(tensors)
+    load = load_by_order if spec.match == "order" else load_by_name
+    load(network, tensors, origin=str(path))
     for module_path in spec.identity:
         _take_out(network, module_path, name=spec.label)
     return Classifier(network, spec, numerics=numerics)
 
 
-def _build_network(spec: ClassifierSpec) -> nn.Module:
-    """The network with random weights."""
+def build_network(spec: ClassifierSpec) -> nn.Module:
+    """The network with random weights, all of its modules in place.
+
+    Raises:
+        ValueError: unknown network or argument.
+    """
     builder = import_object(spec.name) if ":" in spec.name else _timm_builder(spec.name)
     try:
         network = builder(num_classes=spec.num_classes, **spec.model_kwargs)
@@ -176,37 +184,11 @@ def _take_out(network: nn.Module, path: str, *, name: str) -> None:
     network.set_submodule(path, nn.Identity())
 
 
-_TIMM15 = (
-    "resnet18.a1_in1k",
-    "resnet34.a1_in1k",
-    "resnet50.a1_in1k",
-    "resnet101.a1h_in1k",
-    "resnet152.a1h_in1k",
-    "resnext50_32x4d.a1h_in1k",
-    "wide_resnet50_2.racm_in1k",
-    "densenet121.ra_in1k",
-    "densenet169.tv_in1k",
-    "vgg16_bn.tv_in1k",
-    "vgg19_bn.tv_in1k",
-    "mobilenetv2_100.ra_in1k",
-    "mobilenetv3_large_100.ra_in1k",
-    "efficientnet_b0.ra_in1k",
-    "regnety_032.ra_in1k",
-)
-
 _LITE = (
     ("0", 224, "57934424", "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
     ("1", 240, "77cc7160", "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
     ("2", 260, "9656183e", "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
 )
-
-
-def paper_ensemble() -> tuple[ClassifierSpec, ...]:
-    """Fifteen convolutional ImageNet classifiers of 224 px with timm's published weights (fetched from the hub).
-
-    The paper does not list its fifteen; this choice is balanced over families. All take ImageNet mean and std.
-    """
-    return tuple(ClassifierSpec(name=name) for name in _TIMM15)
 
 
 def lite_ensemble() -> tuple[ClassifierSpec, ...]:

