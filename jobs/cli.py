@@ -44,6 +44,10 @@ VERBS: dict[str, Verb] = {
 }
 SUBMIT = "submit"
 WITH_JSON = ("models", "weights")  # verbs whose --json prints what a program reads
+FLAGS = {  # what verbs take beside their settings
+    "pssl": " [--estimate [--price PER_DEVICE_HOUR] [--json]]",
+    **dict.fromkeys(WITH_JSON, " [--json]"),
+}
 OWN_PAGE = ("report", "demo", "real")  # verbs that write their page themselves
 
 
@@ -85,6 +89,10 @@ def _dispatch(arguments: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         print(verb_help(name, [argument for argument in rest if argument not in ("-h", "--help")]))
         return 0
+    if name == "pssl" and "--estimate" in rest:
+        from jobs.pssl_estimate import estimate_command
+
+        return estimate_command(rest)
     job, options = parse_verb(name, rest)
     outcome = importlib.import_module(VERBS[name].module).run(job, dry_run=options["dry_run"])
     if not options["dry_run"] and getattr(job, "report", False) and name not in OWN_PAGE:
@@ -134,7 +142,8 @@ def verb_help(name: str, arguments: Sequence[str] = ()) -> str:
     _check_verb(name, VERBS)
     from jobs.help import settings_help
 
-    usage = f"usage: segray {name} [job.toml] [--key value ...] [--dry-run]\n\n{VERBS[name].summary}\n"
+    usage = f"usage: segray {name} [job.toml] [--key value ...] [--dry-run]{FLAGS.get(name, '')}\n"
+    usage += f"\n{VERBS[name].summary}\n"
     job = parse_verb(name, arguments)[0] if arguments else None
     return f"{usage}\n{settings_help(job_class(name), job=job)}"
 

@@ -25,6 +25,8 @@ BLOCK_BYTES = 2**22
 State = Literal["verified", "there", "missing", "wrong"]
 """`there`: a file for which no hash is known; `wrong`: one with another hash."""
 
+USABLE = ("verified", "there")
+
 
 @dataclass(frozen=True)
 class WeightsFile:
@@ -48,7 +50,7 @@ class WeightsFile:
     @property
     def usable(self) -> bool:
         """Whether a job could load it."""
-        return self.state in ("verified", "there")
+        return self.state in USABLE
 
 
 def classifier_file(spec: ClassifierSpec) -> WeightsFile:
@@ -66,6 +68,15 @@ def classifier_file(spec: ClassifierSpec) -> WeightsFile:
         facts |= {"published_crop": published.crop, "published_interpolation": published.interpolation}
     source = weights_source(spec.weights_ref) if published is None else published.url
     return WeightsFile(spec.label, source, place, spec.weights_sha256, size, state, facts)
+
+
+def is_usable(spec: ClassifierSpec) -> bool:
+    """Whether a classifier's file is there and right.
+
+    Raises:
+        ValueError: timm has no published weights of that name, or the kind of address is unknown.
+    """
+    return _look(spec.weights_ref, spec.weights_sha256)[1] in USABLE
 
 
 def backbone_files(model: Spec) -> list[WeightsFile]:

@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
-from jobs import label_job
+from jobs import cli, label_job
 from jobs import pssl as verb
 from jobs.specs import PsslJob
 from pipelines import label_run, schema
@@ -110,4 +110,60 @@ def test_settings_that_would_have_no_effect_are_refused(table: dict[str, Any]) -
         PsslJob(dataset="data")
     assert (
         PsslJob.model_validate({"dataset": "data", "pssl": {"explainer": {"kind": "random"}}}).ensemble.resolve() == ()
+    )
+
+
+def test_an_estimate_is_printed_for_the_job_and_for_imagenet(
+    table: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.json").write_text(json.dumps(table))
+    before = sorted(Path(table["dataset"]).rglob("*"))
+    assert cli.run(["pssl", str(tmp_path / "job.json"), "--estimate", "--price", "2.5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    figures = {line[:24].strip(): line[24:].split() for line in lines if line}
+    assert figures["images"] == ["4", "1,281,167"]
+    assert figures["passes"] == ["8", "2,562,334"]
+    assert float(figures["cost at 2.5 an hour"][0]) == pytest.approx(2.5 * float(figures["CPU-hours"][0]), abs=0.006)
+    assert any(line.startswith("test_resnet") and line.endswith("own") for line in lines)
+    assert cli.run(["pssl", str(tmp_path / "job.json"), "--estimate", "--json", "--compute.actors", "3"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["job"]["images"], found["job"]["cost"], found["actors"]) == (4, None, 1)  # one shard, one actor
+    assert found["imagenet"]["passes"] == 2 * 1_281_167
+    assert sorted(Path(table["dataset"]).rglob("*")) == before
+
+
+def test_an_estimate_says_where_weights_are_random(
+    table: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.safetensors").unlink()
+    (tmp_path / "job.json").write_text(json.dumps(table))
+    assert cli.run(["pssl", str(tmp_path / "job.json"), "--estimate"]) == 0
+    printed = capsys.readouterr().out
+    assert "random weights for 1 of 1 classifiers, whose own are not here (`segray weights` lists them)" in printed
+    assert "cost" not in printed
+
+
+def test_a_price_that_is_no_number_and_an_import_are_refused(
+    table: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.json").write_text(json.dumps(table))
+    for price in ("much", "-1", "true"):
+        assert cli.run(["pssl", str(tmp_path / "job.json"), "--estimate", "--price", price]) == 2
+        assert "--price: found" in capsys.readouterr().err
+    assert cli.run(["pssl", "--dataset", table["dataset"], "--import-from", "released", "--estimate"]) == 2
+    assert "nothing to estimate" in capsys.readouterr().err
+    assert cli.run(["pssl", str(tmp_path / "job.json"), "--price", "2"]) == 2
+    assert "price: unknown key" in capsys.readouterr().err
+
+
+def test_absent_weights_end_in_one_line_that_says_which_command_lists_them(
+    table: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.safetensors").unlink()
+    (tmp_path / "job.json").write_text(json.dumps(table))
+    assert cli.run(["pssl", str(tmp_path / "job.json"), "--dry-run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"segray: error: weights 'own.safetensors' are missing: put the file at {tmp_path}/own.safetensors; "
+        "`segray weights` lists all files and where to put them"
     )
