@@ -59,11 +59,11 @@ def measure(
         alone = _alone(usable, pssl, passes=few, device=device)
         _explain(alone, samples[0])  # kernels are chosen, memory is taken
         took, found = _timed(alone, samples[:1], clock=clock, seconds=0)
-        affordable = min(passes, int(few * seconds / took))
+        affordable = min(passes, int(few * seconds / 2 / took))  # once unmeasured, once measured
         if affordable >= 2 * few:
             few, alone = affordable, _alone(usable, pssl, passes=affordable, device=device)
             _explain(alone, samples[0])
-            took, found = _timed(alone, samples, clock=clock, seconds=seconds)
+            took, found = _timed(alone, samples, clock=clock, seconds=seconds / 2)
     shape = input_size(*samples[0].pixels.shape[:2], size=classifier.size, resize=pssl.resize)
     return ClassifierTime(classifier.label, shape, passes, few, took / few, random), found
 

@@ -24,6 +24,7 @@ from pipelines.labels import LabelSpace
 from pipelines.schema import ShardKey
 from pipelines.shards import RunStats, ShardTask
 from pipelines.tables import Dataset, DatasetInfo, write_shard
+from seg_models.weights.files import file_sha256
 
 
 @pytest.fixture
@@ -89,6 +90,20 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(table: dict[str, Any]) -> N
     assert found["plan"]["images"] == 4
     assert found["plan"]["label_plan"]["classifiers"][0]["numerics"]["chunk"] == 16
     assert sorted(path.name for path in Path(table["dataset"]).iterdir()) == ["dataset.json", "images"]
+
+
+def test_the_plan_holds_the_whole_hash_of_weights_that_are_named_by_its_beginning(
+    table: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = file_sha256(tmp_path / "own.safetensors")
+    (settings,) = table["ensemble"]["classifiers"]
+    ensemble = {"classifiers": [{**settings, "weights_sha256": whole[:8]}]}
+    plans = [
+        verb.run(PsslJob.model_validate(changed), dry_run=True)["plan"]["label_plan"]
+        for changed in (table, table | {"ensemble": ensemble})
+    ]
+    assert plans[0] == plans[1]
+    assert plans[0]["classifiers"][0]["weights_sha256"] == whole
 
 
 @pytest.mark.usefixtures("here")
