@@ -30,7 +30,8 @@ from benchmarks.networks import fast_form, random_network
 from seg_models.ensemble import Ensemble, Query
 from seg_models.explain import SmoothGradSpec
 from seg_models.ranks import deciles
-from seg_models.weights.classifiers import Classifier, paper_ensemble
+from seg_models.weights.classifiers import Classifier
+from seg_models.weights.timm15 import timm15_ensemble
 
 IMAGENET_IMAGES = 1_281_167
 MAIN_ENTRIES = (
@@ -89,7 +90,7 @@ def smoke_plan(device: str) -> Plan:
 
 def full_plan(device: str, *, compiled: tuple[str, ...], fast_passes: int) -> Plan:
     """The preset of fifteen at 224 px and n = 50."""
-    names = tuple(spec.name.partition(".")[0] for spec in paper_ensemble())
+    names = tuple(spec.name.partition(".")[0] for spec in timm15_ensemble())
     chunks = tuple(sorted({max(1, fast_passes // len(names)), 10, 25, 50, 100, 200}))
     return Plan(device, names, compiled, "resnet50", 50, fast_passes, 224, chunks, 8192, backend="inductor")
 

@@ -16,7 +16,8 @@ from pipelines.images import ImageError, decode_image
 from pipelines.labels import encode_label
 from pipelines.pssl_plan import pssl_label_space, target_index
 from pipelines.tables import Dataset, ShardFile, read_shard_file
-from seg_models.deciles import deciles, pseudo_label
+from seg_models.consensus import pseudo_label
+from seg_models.ranks import deciles
 
 NUM_SAMPLES = 4
 MAX_SHARDS = 8  # looked through for images with a class

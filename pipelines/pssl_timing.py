@@ -15,8 +15,8 @@ from pipelines.pssl_plan import build_ensemble, local_weights, make_plan
 from pipelines.pssl_sample import Sample, Scores
 from pipelines.pssl_spec import PsslSpec
 from pipelines.weights_list import is_usable
-from seg_models.ensemble import Ensemble
-from seg_models.explain import IntegratedGradientsSpec, SmoothGradSpec
+from seg_models.ensemble import Ensemble, Query
+from seg_models.explain import IntegratedGradientsSpec, SmoothGradSpec, num_copies
 from seg_models.weights.classifiers import ClassifierSpec, build_network, input_size
 
 FIRST_PASSES = 4
@@ -52,7 +52,7 @@ def measure(
     Args:
         seconds: about how long to measure; fewer passes are run where an image takes longer.
     """
-    passes, clock = _passes(pssl), _clock(pssl, device)
+    passes, clock = num_copies(pssl.explainer), _clock(pssl, device)
     with tempfile.TemporaryDirectory() as scratch:
         usable, random = _with_weights(classifier, Path(scratch))
         few = min(passes, FIRST_PASSES)
@@ -65,7 +65,7 @@ def measure(
             _explain(alone, samples[0])
             took, found = _timed(alone, samples, clock=clock, seconds=seconds / 2)
     shape = input_size(*samples[0].pixels.shape[:2], size=classifier.size, resize=pssl.resize)
-    return ClassifierTime(classifier.label, shape, passes, few, took / few, random), found
+    return ClassifierTime(classifier.label, shape, passes, few * alone.batch, took / few, random), found
 
 
 def _timed(
@@ -79,7 +79,7 @@ def _timed(
             break
         _explain(alone, sample)
         count += 1
-    return (clock() - start) / count, found
+    return (clock() - start) / (count * alone.batch), found
 
 
 def _clock(pssl: PsslSpec, device: Device) -> Callable[[], float]:
@@ -88,9 +88,13 @@ def _clock(pssl: PsslSpec, device: Device) -> Callable[[], float]:
 
 
 def _explain(alone: Ensemble, sample: Sample) -> Scores | None:
-    """Scores (H, W) of an image; None where the classifier says nothing. The device has finished then."""
-    scores = alone.scores(sample.pixels, target=sample.target, image_id=sample.image_id).scores
-    return None if scores is None else scores.cpu().numpy()
+    """Scores (H, W) of an image; None where the classifier says nothing. The device has finished then.
+
+    As many copies of the image as a job would explain at once go through together.
+    """
+    queries = [Query(sample.pixels, sample.target, f"{sample.image_id}/{number}") for number in range(alone.batch)]
+    found = [None if one.scores is None else one.scores.cpu().numpy() for one in alone.scores(queries)]
+    return found[0]
 
 
 def _alone(classifier: ClassifierSpec, pssl: PsslSpec, *, passes: int, device: Device) -> Ensemble:
@@ -98,13 +102,6 @@ def _alone(classifier: ClassifierSpec, pssl: PsslSpec, *, passes: int, device: D
     fewer = pssl.model_copy(update={"explainer": _with_passes(pssl, passes)})
     plan = make_plan(fewer, (classifier,), images="", device=device)
     return build_ensemble(plan, (classifier,))
-
-
-def _passes(pssl: PsslSpec) -> int:
-    explainer = pssl.explainer
-    if isinstance(explainer, SmoothGradSpec):
-        return explainer.samples
-    return explainer.steps if isinstance(explainer, IntegratedGradientsSpec) else 1
 
 
 def _with_passes(pssl: PsslSpec, passes: int) -> object:

@@ -28,11 +28,12 @@ from pipelines.schema import ShardKey
 from pipelines.shards import ComputeSpec
 from pipelines.tables import Dataset, DatasetInfo, write_shard
 from seg_models.explain import CaptumSpec, IntegratedGradientsSpec, RandomSpec, SmoothGradSpec
+from seg_models.numerics import Numerics
 from seg_models.weights.classifiers import ClassifierSpec
 from seg_models.weights.files import file_sha256
 
 SPACE = LabelSpace(names=("a", "b"))
-FAST = PsslSpec(explainer=SmoothGradSpec(samples=6), chunk=2)
+QUICK = PsslSpec(explainer=SmoothGradSpec(samples=6), numerics=Numerics(chunk=2))
 
 
 def row(number: int, size: tuple[int, int] = (36, 48)) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def classifier(folder: Path, **settings: Any) -> ClassifierSpec:
     return ClassifierSpec.model_validate(table)
 
 
-def estimate(dataset: Dataset, *classifiers: ClassifierSpec, pssl: PsslSpec = FAST, **more: Any) -> PsslEstimate:
+def estimate(dataset: Dataset, *classifiers: ClassifierSpec, pssl: PsslSpec = QUICK, **more: Any) -> PsslEstimate:
     ensemble = EnsembleSpec(classifiers=classifiers)
     return estimate_pssl(dataset.root, labels="pssl", pssl=pssl, ensemble=ensemble, **{"seconds": 0.01, **more})
 
@@ -127,7 +128,7 @@ def test_an_estimate_counts_passes_and_images_and_leaves_nothing_behind(
     monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray was started"))
     own = classifier(tmp_path)
     before, threads = sorted(tmp_path.rglob("*")), torch.get_num_threads()
-    found = estimate(dataset, own, own.model_copy(update={"size": 40}), pssl=FAST.model_copy(update={"threads": 2}))
+    found = estimate(dataset, own, own.model_copy(update={"size": 40}), pssl=QUICK.model_copy(update={"threads": 2}))
     assert sorted(tmp_path.rglob("*")) == before
     assert torch.get_num_threads() == threads
     assert (found.images_in_scope, found.images_left, found.passes_per_image) == (5, 5, 12)
