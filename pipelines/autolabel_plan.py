@@ -78,7 +78,7 @@ def plan_autolabel(
         plan=table,
         shards=shards_in_scope(opened, images, split),
         worker=TeacherWorker,
-        worker_args={"checkpoint": teacher, "images_uri": images.uri, "plan": plan},
+        worker_args={"checkpoint": teacher, "images_uri": images.uri, "plan": plan, "fetch": compute.fetch},
     )
     return _derived(work, labels=labels, source=work.labels, keep=keep or KeepSpec(), plan=plan, teacher_work=work)
 

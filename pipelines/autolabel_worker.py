@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pipelines import schema
+from pipelines.ahead import decode_ahead
 from pipelines.confidence import encode_confidence
-from pipelines.images import ImageError, decode_image
 from pipelines.label_run import ImageShard
 from pipelines.labels import encode_label
 from pipelines.machine import check_machine, instruction_set
 from pipelines.published import Checkpoint, Device, make_predictor
 from pipelines.schema import Receipt
-from pipelines.shard_counts import ShardCounts, with_stats
+from pipelines.shard_counts import RowError, ShardCounts, with_stats
 from pipelines.tables import read_shard_file, write_shard
 from seg_models.predictor import PredictorSpec
 from seg_models.spec import Spec
@@ -63,16 +65,20 @@ class TeacherWorker:
         images_uri: the image table.
         labels_uri: the label table to write shards into; the driver commits them.
         plan: what the labels depend on; a machine that cannot follow it is refused.
+        fetch: images decoded ahead of the one that is predicted.
 
     Raises:
         ValueError: the machine cannot follow the plan, or the checkpoint cannot be loaded.
     """
 
-    def __init__(self, *, checkpoint: Checkpoint, images_uri: str, labels_uri: str, plan: TeacherPlan) -> None:
+    def __init__(
+        self, *, checkpoint: Checkpoint, images_uri: str, labels_uri: str, plan: TeacherPlan, fetch: int
+    ) -> None:
         check_machine(plan)
         self._predictor = make_predictor(checkpoint, spec=plan.predictor, device=plan.device, threads=plan.threads)
         self._space = checkpoint.label_space
         self._images_uri, self._labels_uri = images_uri, labels_uri
+        self._fetch = fetch
         self._counts = ShardCounts("pixels")
 
     def __call__(self, shard: ImageShard) -> Receipt:
@@ -80,23 +86,18 @@ class TeacherWorker:
         self._counts = ShardCounts("pixels")
         with self._counts.phase("read"):
             rows = read_shard_file(self._images_uri, shard.path, columns=("id", "image", "reason")).to_pylist()
-        labelled = [self._label_row(row) for row in rows]
+        images = self._counts.timed("decode", decode_ahead(rows, num=self._fetch))
+        labelled = [self._label_row(row, image) for row, image in zip(rows, images, strict=True)]
         columns = {key: [row[key] for row in labelled] for key in ("id", "label", "confidence", "reason")}
         table = with_stats(columns, columns_of=schema.LABELS, stats=self._counts.of_file())
         with self._counts.phase("write"):
             receipt = write_shard(self._labels_uri, shard.key, table)
         return dataclasses.replace(receipt, stats=self._counts.of_receipt())
 
-    def _label_row(self, row: dict[str, Any]) -> dict[str, Any]:
+    def _label_row(self, row: dict[str, Any], image: NDArray[np.uint8] | RowError) -> dict[str, Any]:
         """A row of the label set: label and confidence, or the reason why there is none."""
-        empty = {"id": row["id"], "label": None, "confidence": None}
-        if row["reason"] is not None:
-            return {**empty, "reason": self._counts.reject(f"image was rejected: {row['reason']}")}
-        try:
-            with self._counts.phase("decode"):
-                image = decode_image(row["image"])
-        except ImageError as error:
-            return {**empty, "reason": self._counts.reject(str(error))}
+        if isinstance(image, RowError):
+            return {"id": row["id"], "label": None, "confidence": None, "reason": self._counts.reject(str(image))}
         with self._counts.phase("predict"):
             found = self._predictor.predict(image)
         with self._counts.phase("encode"):

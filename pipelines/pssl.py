@@ -110,7 +110,13 @@ def plan_pssl(
         plan=plan.model_dump(mode="json"),
         shards=shards,
         worker=PsslWorker,
-        worker_args={"images_uri": images.uri, "plan": plan, "classifiers": classifiers, "space": space},
+        worker_args={
+            "images_uri": images.uri,
+            "plan": plan,
+            "classifiers": classifiers,
+            "space": space,
+            "fetch": compute.fetch,
+        },
         titles=_unique_titles(classifiers),
     )
     work.committed()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from pipelines import schema
-from pipelines.images import ImageError, decode_image
+from pipelines.ahead import decode_ahead
 from pipelines.label_run import ImageShard
 from pipelines.labels import LabelSpace, encode_label
 from pipelines.pssl_plan import LabelPlan, build_ensemble, check_machine, target_index
@@ -34,6 +36,7 @@ class PsslWorker:
         plan: what the labels depend on; a machine that cannot follow it is refused.
         classifiers: the ensemble, in the plan's order.
         space: classes of the labels, with a background.
+        fetch: images decoded ahead of the one that is explained.
 
     Raises:
         ValueError: the machine cannot follow the plan, or weights are missing or differ.
@@ -47,11 +50,12 @@ class PsslWorker:
         plan: LabelPlan,
         classifiers: tuple[ClassifierSpec, ...],
         space: LabelSpace,
+        fetch: int,
     ) -> None:
         check_machine(plan)
         torch.set_num_threads(plan.threads)
         self._images_uri, self._labels_uri = images_uri, labels_uri
-        self._space = space
+        self._space, self._fetch = space, fetch
         self._settings = PsslSpec.model_validate(plan.settings)
         self._ensemble = build_ensemble(plan, classifiers)
         self._num_scores = min((classifier.num_classes for classifier in classifiers), default=space.num_classes)
@@ -62,23 +66,26 @@ class PsslWorker:
         self._counts = pssl_counts()
         with self._counts.phase("read"):
             rows = read_shard_file(self._images_uri, shard.path, columns=("id", "image", "class", "reason")).to_pylist()
-        labels = self._labels(rows)
+        images = self._counts.timed("decode", decode_ahead(rows, num=self._fetch))
+        labels = self._labels(rows, images)
         with self._counts.phase("write"):
             table = label_table([row["id"] for row in rows], labels, self._counts)
             receipt = write_shard(self._labels_uri, shard.key, table)
         return dataclasses.replace(receipt, stats=self._counts.of_receipt())
 
-    def _labels(self, rows: Sequence[dict[str, Any]]) -> list[bytes | RowError]:
+    def _labels(
+        self, rows: Sequence[dict[str, Any]], images: Iterable[NDArray[np.uint8] | RowError]
+    ) -> list[bytes | RowError]:
         """The encoded label of every row, or why it has none.
 
         Usable rows are explained in batches in their order, so that a batch depends on the shard alone.
         """
         labels: dict[int, bytes | RowError] = {}
         waiting: list[tuple[int, Query, int]] = []
-        for index, row in enumerate(rows):
+        for index, (row, image) in enumerate(zip(rows, images, strict=True)):
             try:
-                waiting.append((index, *self._query(row)))
-            except (RowError, ImageError) as error:
+                waiting.append((index, *self._query(row, image)))
+            except RowError as error:
                 labels[index] = RowError(self._counts.reject(str(error)))
             if len(waiting) == self._ensemble.batch:
                 labels |= self._explained(waiting)
@@ -86,23 +93,20 @@ class PsslWorker:
         labels |= self._explained(waiting)
         return [labels[index] for index in range(len(rows))]
 
-    def _query(self, row: dict[str, Any]) -> tuple[Query, int]:
+    def _query(self, row: dict[str, Any], image: NDArray[np.uint8] | RowError) -> tuple[Query, int]:
         """The image of a row with what the classifiers are asked, and the row's class.
 
         Raises:
             RowError: the row has no image or no class.
-            ImageError: the image cannot be decoded.
         """
-        if row["reason"] is not None:
-            raise RowError(f"image was rejected: {row['reason']}")
-        if row["class"] is None:
+        if row["reason"] is None and row["class"] is None:
             raise RowError("no image-level class")
+        if isinstance(image, RowError):
+            raise image
         try:
             target = target_index(row["class"], space=self._space, num_scores=self._num_scores)
         except ValueError as error:
             raise RowError(str(error)) from error
-        with self._counts.phase("decode"):
-            image = decode_image(row["image"])
         return Query(image, target, row["id"]), row["class"]
 
     def _explained(self, batch: Sequence[tuple[int, Query, int]]) -> dict[int, bytes | RowError]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,8 @@ STATS_KEY = b"segray.stats"
 """Key of a shard file's Parquet metadata that holds counts about its rows, as JSON."""
 
 FOOTER_THREADS = 16
+
+T = TypeVar("T")
 
 
 class RowError(ValueError):
@@ -47,6 +50,16 @@ class ShardCounts:
         start = time.perf_counter()
         yield
         self._seconds[name] += time.perf_counter() - start
+
+    def timed(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """The items; the time spent waiting for them is added to a phase."""
+        waiting = iter(items)
+        while True:
+            with self.phase(name):
+                found = list(itertools.islice(waiting, 1))
+            if not found:
+                return
+            yield found[0]
 
     def reject(self, reason: str) -> str:
         """Count a rejected row and hand its reason back."""
