@@ -1,0 +1,104 @@
+"""A small PSSL job for tests that interfere with it: dataset, weights, and `segray pssl` as a process of its own."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipelines import schema
+from pipelines.labels import LabelSpace
+from pipelines.schema import ShardKey
+from pipelines.tables import Dataset, DatasetInfo, write_shard
+
+
+def write_dataset(root: str, *, shards: int = 8, rows: int = 4) -> Dataset:
+    """Noise of 48x64 px in two classes; one image is torn and one has no class. Equal wherever it is written."""
+    space = LabelSpace(names=("a", "b"))
+    dataset = Dataset.create(root, DatasetInfo(name="tiny", label_space=space, splits=("train",)))
+    images = dataset.images
+    columns = pa.schema([field for field in schema.IMAGES if field.name not in schema.PARTITION_BY])
+    receipts = []
+    for shard in range(shards):
+        table = pa.Table.from_pylist([_row(shard * rows + number) for number in range(rows)], columns)
+        receipts.append(write_shard(images.uri, ShardKey("train", shard), table))
+    images.commit(receipts)
+    return dataset
+
+
+def _row(number: int) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    data = buffer.getvalue()[:200] if number == 1 else buffer.getvalue()
+    return {"id": f"i{number}", "image": data, "height": 48, "width": 64, "class": None if number == 6 else number % 2}
+
+
+def write_weights(folder: Path) -> Path:
+    """A classifier trained on nothing."""
+    torch.manual_seed(0)
+    path = folder / "classifier.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=2).state_dict(), path)
+    return path
+
+
+def settings(dataset: str, weights: Path, *, samples: int, **compute: Any) -> dict[str, Any]:
+    """The job file of `segray pssl`."""
+    classifier = {"name": "test_resnet", "weights": str(weights), "num_classes": 2, "size": 64}
+    return {
+        "dataset": dataset,
+        "ensemble": {"classifiers": [classifier]},
+        "pssl": {"explainer": {"kind": "smoothgrad", "samples": samples}, "numerics": {"chunk": 1}},
+        "tracking": {"enabled": False},
+        "compute": {"actors": 1, "cpus": 0.5, **compute},
+    }
+
+
+# The real command line, with every receipt committed at once, so that there is something to interrupt.
+_DRIVER = """
+import sys
+from pipelines import label_run, shards
+label_run.CommitBuffer = lambda commit: shards.CommitBuffer(commit, max_receipts=1)
+from jobs.cli import main
+main(sys.argv[1:])
+"""
+
+
+def start(job: Mapping[str, Any], file: Path) -> subprocess.Popen[bytes]:
+    """`segray pssl` on a job; what it prints goes beside the job file, see `printed`."""
+    file.write_text(json.dumps(job))
+    with file.with_suffix(".log").open("wb") as log:
+        command = [sys.executable, "-c", _DRIVER, "pssl", str(file)]
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=dict(os.environ))
+
+
+def printed(file: Path) -> str:
+    """What the job of this file has printed."""
+    return file.with_suffix(".log").read_text()
+
+
+def wait_for_shards(driver: subprocess.Popen[bytes], dataset: Dataset, *, least: int = 1) -> None:
+    """Wait until a driver has committed some shards."""
+    deadline = time.monotonic() + 120
+    while committed(dataset) < least:
+        assert driver.poll() is None, "the driver ended before it could be interfered with"
+        assert time.monotonic() < deadline, "no shard was committed"
+        time.sleep(0.05)
+
+
+def committed(dataset: Dataset) -> int:
+    """Committed shards of the label set."""
+    return len(dataset.labels("pssl").files()) if "pssl" in dataset.label_sets() else 0
