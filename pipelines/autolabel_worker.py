@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import schema
-from pipelines.ahead import decode_ahead
 from pipelines.confidence import encode_confidence
+from pipelines.decoding import decode_ahead
 from pipelines.label_run import ImageShard
 from pipelines.labels import encode_label
 from pipelines.machine import check_machine, instruction_set

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import schema
-from pipelines.ahead import decode_ahead
+from pipelines.decoding import decode_ahead
 from pipelines.label_run import ImageShard
 from pipelines.labels import LabelSpace, encode_label
 from pipelines.pssl_plan import LabelPlan, build_ensemble, check_machine, target_index

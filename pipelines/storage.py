@@ -22,12 +22,17 @@ from urllib.parse import urlsplit
 import fsspec
 import pyarrow.fs
 from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
+from botocore.exceptions import ConnectionError as NoConnection
 
 from seg_models.spec import did_you_mean
 
 REMOTE_SCHEMES = ("s3",)
 DENIED = frozenset({"AccessDenied", "403", "InvalidObjectState"})
 """Codes of an object store that speak of one object; other refusals are about credentials or the clock."""
+MAX_ATTEMPTS = 12
+"""Tries of one call, where AWS_MAX_ATTEMPTS says nothing else: a store that is away for 40 s stops no job."""
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S, DELTA_PATIENCE_S = 10, 30, 60
+CHECK = "check the bucket name and the AWS_* variables"
 
 
 class StorageError(OSError):
@@ -90,28 +95,80 @@ def _region() -> str | None:
     return named or ("us-east-1" if _endpoint() else None)
 
 
+def max_attempts() -> int:
+    """Tries of one call to an object store.
+
+    Raises:
+        ValueError: AWS_MAX_ATTEMPTS is no positive number.
+    """
+    text = os.environ.get("AWS_MAX_ATTEMPTS", str(MAX_ATTEMPTS))
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"AWS_MAX_ATTEMPTS = {text!r}: a number of tries is needed, 1 or more")
+    return int(text)
+
+
+def _status(error: BaseException | None) -> int:
+    """The HTTP status in an error of botocore; 0 where there is none."""
+    response = getattr(error, "response", None) or {}
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a call may succeed when it is made again. s3fs itself gives up on 503 with another text than AWS's."""
+    return isinstance(error, NoConnection) or _status(error) >= 500
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether an error that came through all tries says that the store is away."""
+    from s3fs.core import S3_RETRYABLE_ERRORS
+
+    return isinstance(error, S3_RETRYABLE_ERRORS) or _status(error.__cause__) >= 500
+
+
+def _s3() -> Any:
+    """The filesystem of the object store. One layer repeats calls: s3fs, which also repeats an answer that breaks off;
+    botocore's own tries would multiply with them."""
+    import s3fs.core  # not at the top: jobs on local disk need not wait for it
+
+    s3fs.core.set_custom_error_handler(_may_pass)
+    options: dict[str, Any] = {"endpoint_url": _endpoint()} if _endpoint() else {}
+    if _region():
+        options["client_kwargs"] = {"region_name": _region()}  # botocore itself reads AWS_DEFAULT_REGION alone
+    timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
+    config = {**timeouts, "retries": {"total_max_attempts": 1}}
+    # Listings must show what others wrote a moment ago.
+    found = fsspec.filesystem("s3", use_listings_cache=False, config_kwargs=config, **options)
+    found.retries = max_attempts()
+    return found
+
+
 @contextmanager
 def _filesystem(uri: str) -> Iterator[tuple[Any, str]]:
     """The fsspec filesystem of a place and its path there.
 
     Raises:
         StorageError: no credentials, or ones that do not hold; nothing answers at the endpoint (botocore's errors are
-            no OSError).
+            no OSError), or only errors do.
         PermissionError: the store denies this one object.
     """
     if not is_remote(uri):
         yield fsspec.filesystem("file"), normalise(uri)
         return
-    options: dict[str, Any] = {"endpoint_url": _endpoint()} if _endpoint() else {}
-    if _region():
-        options["client_kwargs"] = {"region_name": _region()}  # botocore itself reads AWS_DEFAULT_REGION alone
     try:
-        # Listings must show what others wrote a moment ago.
-        yield fsspec.filesystem("s3", use_listings_cache=False, **options), uri.removeprefix("s3://")
+        yield _s3(), uri.removeprefix("s3://")
     except (BotoCoreError, PermissionError) as error:
         if isinstance(error, PermissionError) and _error_code(error) in DENIED:
             raise
-        raise StorageError(f"{uri}: {error}; check the bucket name and the AWS_* variables") from error
+        raise StorageError(f"{uri}: {error}; {CHECK}") from error
+    except Exception as error:
+        if not _is_outage(error):
+            raise
+        raise unavailable(uri, getattr(error, "strerror", None) or str(error) or type(error).__name__) from error
+
+
+def unavailable(uri: str, reason: str) -> StorageError:
+    """The error of a store that stayed away for as long as we try."""
+    return StorageError(f"{uri}: the object store does not answer ({reason}); when it is back, run this again")
 
 
 def _error_code(error: PermissionError) -> str:
@@ -140,6 +197,7 @@ def delta_options(uri: str) -> dict[str, str]:
     if not is_remote(uri) or not endpoint or not region:
         return {}
     options = {"AWS_ENDPOINT_URL": endpoint, "AWS_REGION": region}
+    options |= {"max_retries": str(max_attempts() - 1), "retry_timeout": f"{DELTA_PATIENCE_S}s"}
     if endpoint.startswith("http://"):
         options["AWS_ALLOW_HTTP"] = "true"
     return options
@@ -324,7 +382,7 @@ def check_writable(uri: str) -> None:
         delete(probe)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error.__cause__ or error)
-        remedy = "check the bucket name and the AWS_* variables" if is_remote(uri) else "choose another folder"
+        remedy = CHECK if is_remote(uri) else "choose another folder"
         raise ValueError(f"{uri}: cannot be written ({reason}); {remedy}") from error
 
 

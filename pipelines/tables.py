@@ -11,6 +11,7 @@ table one stops with a ConcurrentWriteError. This is the only file that knows de
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -19,9 +20,9 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,12 +33,22 @@ from deltalake.transaction import AddAction
 from pydantic import Field
 
 from pipelines import schema, storage
+from pipelines.ahead import ahead
 from pipelines.labels import LabelSpace
 from pipelines.schema import Receipt, ShardKey
 from seg_models.spec import Spec, did_you_mean
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 CHECKPOINT_EVERY = 100  # commits between Delta log checkpoints
+READ_THREADS = 16  # an object store answers many at once
+REPEAT_S = 20.0  # for so long a call is made again whose answer broke off
+WRITER = "segray.writer"
+"""Key of a commit's metadata that says which attempt made it."""
+WRITER_HISTORY = 20  # newest commits among which an attempt is looked for
+
+COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+T = TypeVar("T")
 
 
 class ConcurrentWriteError(RuntimeError):
@@ -126,20 +137,24 @@ class Table:
             ConcurrentWriteError: somebody else made it at the same moment.
         """
         storage.make_dirs(uri)
+        attempt = uuid.uuid4().hex
+        create = functools.partial(
+            DeltaTable.create,
+            uri,
+            schema=columns,
+            mode="error",
+            partition_by=list(schema.PARTITION_BY),
+            description=json.dumps(info, sort_keys=True),
+            storage_options=storage.delta_options(uri) or None,
+            commit_properties=CommitProperties(max_commit_retries=0, custom_metadata={WRITER: attempt}),
+        )
         try:
-            delta = DeltaTable.create(
-                uri,
-                schema=columns,
-                mode="error",
-                partition_by=list(schema.PARTITION_BY),
-                description=json.dumps(info, sort_keys=True),
-                storage_options=storage.delta_options(uri) or None,
-            )
-        except Exception as error:
-            if DeltaTable.is_deltatable(uri, storage_options=storage.delta_options(uri) or None):
+            _commit(uri, create, attempt)
+        except DeltaError as error:
+            if _is_table(uri):
                 raise ConcurrentWriteError(f"{uri}: another job made this table a moment ago") from error
             raise
-        return cls(uri, delta)
+        return cls.open(uri)
 
     @classmethod
     def open(cls, uri: str) -> Table:
@@ -149,7 +164,7 @@ class Table:
             ValueError: there is none, or its log is damaged.
         """
         try:
-            return cls(uri, DeltaTable(uri, storage_options=storage.delta_options(uri) or None))
+            return cls(uri, _load(uri))
         except TableNotFoundError as error:
             raise ValueError(f"{uri}: no table here") from error
         except DeltaError as error:
@@ -207,6 +222,7 @@ class Table:
 
         Raises:
             ConcurrentWriteError: another driver has committed since this one looked.
+            StorageError: the object store stays away; a later run commits these shards.
         """
         done = self.committed()
         fresh = {receipt.key: receipt for receipt in reversed(list(receipts)) if receipt.key not in done}
@@ -214,18 +230,29 @@ class Table:
             return 0
         actions = [_add_action(fresh[key]) for key in sorted(fresh)]
         version = (self._delta.transaction_version(self._app_id) or 0) + 1
-        properties = CommitProperties(app_transactions=[Transaction(self._app_id, version)], max_commit_retries=0)
+        attempt = uuid.uuid4().hex
+        properties = CommitProperties(
+            app_transactions=[Transaction(self._app_id, version)],
+            max_commit_retries=0,
+            custom_metadata={WRITER: attempt},
+        )
+        append = functools.partial(
+            self._delta.create_write_transaction,
+            actions,
+            "append",
+            self._delta.schema(),
+            list(schema.PARTITION_BY),
+            commit_properties=properties,
+        )
         try:
-            self._delta.create_write_transaction(
-                actions, "append", self._delta.schema(), list(schema.PARTITION_BY), commit_properties=properties
-            )
+            _commit(self.uri, append, attempt)
         except CommitFailedError as error:
             raise ConcurrentWriteError(
                 f"{self.uri}: another job is writing to this table; let it finish, or stop it, then run this again"
             ) from error
-        self._delta.update_incremental()
+        _repeat(self.uri, self._delta.update_incremental)
         if version % CHECKPOINT_EVERY == 0:
-            self._delta.create_checkpoint()
+            _repeat(self.uri, self._delta.create_checkpoint)
         return len(actions)
 
     def read(self, key: ShardKey, *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -247,11 +274,14 @@ class Table:
     def label_digest(self) -> str:
         """SHA-256 over (id, label) of every row, shard by shard."""
         digest = hashlib.sha256()
-        for file in self.files():
-            for row in read_shard_file(self.uri, file.path, columns=("id", "label")).to_pylist():
-                digest.update(row["id"].encode() + b"\0")
-                digest.update(hashlib.sha256(row["label"] or b"").digest())
+        for part in ahead(self.files(), self._digest_of, num=READ_THREADS):
+            digest.update(part)
         return digest.hexdigest()
+
+    def _digest_of(self, file: ShardFile) -> bytes:
+        """What a shard adds to the digest: id and SHA-256 of the label of every row."""
+        rows = read_shard_file(self.uri, file.path, columns=("id", "label")).to_pylist()
+        return b"".join(row["id"].encode() + b"\0" + hashlib.sha256(row["label"] or b"").digest() for row in rows)
 
 
 def read_shard_file(table_uri: str, path: str, *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -427,7 +457,71 @@ def _short(value: Any) -> str:
 
 
 def _is_table(uri: str) -> bool:
-    return bool(DeltaTable.is_deltatable(uri, storage_options=storage.delta_options(uri) or None))
+    options = storage.delta_options(uri) or None
+    return bool(_repeat(uri, lambda: DeltaTable.is_deltatable(uri, storage_options=options)))
+
+
+def _load(uri: str) -> DeltaTable:
+    return _repeat(uri, lambda: DeltaTable(uri, storage_options=storage.delta_options(uri) or None))
+
+
+def _commit(uri: str, action: Callable[[], object], attempt: str) -> None:
+    """A call of deltalake that commits under the name `attempt`: made once, whatever the store does not answer.
+
+    A store may have done what it never answered. Its client asks again and meets its own commit, which looks like
+    that of another job.
+    """
+
+    def once() -> None:
+        try:
+            action()
+        except (DeltaError, OSError):
+            if not _was_made(uri, attempt):
+                raise
+
+    _repeat(uri, once)
+
+
+def _was_made(uri: str, attempt: str) -> bool:
+    """Whether a commit of this attempt is among the newest of a table."""
+    try:
+        history = _repeat(uri, lambda: _load(uri).history(WRITER_HISTORY))
+    except TableNotFoundError:
+        return False
+    return any(commit.get(WRITER) == attempt for commit in history)
+
+
+def _repeat(uri: str, action: Callable[[], T]) -> T:
+    """The result of a call that may be made twice. deltalake repeats calls that are refused, not broken answers.
+
+    Raises:
+        StorageError: the object store stays away.
+    """
+    start, wait = time.monotonic(), 0.2
+    while True:
+        try:
+            return action()
+        except (DeltaError, OSError) as error:
+            if not _is_outage(uri, error):
+                raise
+            if time.monotonic() - start > REPEAT_S:
+                raise storage.unavailable(uri, _cause(error)) from error
+        time.sleep(wait)
+        wait *= 2
+
+
+def _is_outage(uri: str, error: Exception) -> bool:
+    """Whether a call of deltalake failed because the store did not answer, and not for long already."""
+    outage = isinstance(error, OSError) or "interacting with object store" in str(error)
+    return outage and storage.is_remote(uri) and not isinstance(error, storage.StorageError)
+
+
+def _cause(error: Exception) -> str:
+    """What an error of deltalake about an object store says last: its text is a tree, with the cause at the end."""
+    lines = [line.strip(" ↳") for line in COLOR.sub("", str(error)).splitlines() if line.strip(" ↳")]
+    text = lines[-1] if lines else type(error).__name__
+    answer = re.search("<Message>(.*?)</Message>", text)
+    return answer.group(1) if answer else text
 
 
 def rejected_rows(table: pa.Table) -> int:

@@ -39,8 +39,8 @@ class Ended(RuntimeError):
 
 
 def start(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """Start the server and wait until it answers; its process and endpoint."""
-    (folder / "data").mkdir(parents=True)
+    """Start the server, on what an earlier one left in the folder, and wait until it answers; process and endpoint."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
     actions = ["Admin", "Read", "Write", "List", "Tagging"]
     credentials = [{"accessKey": KEY, "secretKey": SECRET}]
     identities = {"identities": [{"name": "test", "credentials": credentials, "actions": actions}]}
@@ -96,6 +96,16 @@ def _answers(endpoint: str) -> bool:
 def s3_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """An empty bucket as `s3://…`, with AWS_* set for it."""
     process, endpoint = start(tmp_path / "s3")
+    try:
+        with bucket_at(endpoint, monkeypatch):
+            yield f"s3://{BUCKET}"
+    finally:
+        stop(process)
+
+
+@contextlib.contextmanager
+def bucket_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Set AWS_* for an endpoint and make the bucket there."""
     settings = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
     for name, value in {**settings, "AWS_REGION": "us-east-1"}.items():
         monkeypatch.setenv(name, value)
@@ -103,19 +113,19 @@ def s3_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     s3fs.S3FileSystem.clear_instance_cache()
     try:
-        _make_bucket(s3fs.S3FileSystem(endpoint_url=endpoint))
-        yield f"s3://{BUCKET}"
+        make_bucket(s3fs.S3FileSystem(endpoint_url=endpoint))
+        yield
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
-        stop(process)
 
 
-def _make_bucket(filesystem: Any) -> None:
+def make_bucket(filesystem: Any) -> None:
     """Make the bucket and wait until it takes objects: the server answers before its volumes are ready."""
     deadline = time.monotonic() + 60
     while True:
         try:
-            filesystem.mkdir(BUCKET)
+            if not filesystem.exists(BUCKET):
+                filesystem.mkdir(BUCKET)
             filesystem.pipe_file(f"{BUCKET}/ready", b"x")
             return
         except OSError:

@@ -67,21 +67,30 @@ def settings(dataset: str, weights: Path, *, samples: int, **compute: Any) -> di
     }
 
 
-# The real command line, with every receipt committed at once, so that there is something to interrupt.
+# The real command line, with every receipt committed at once, so that there is something to interrupt. With a gate
+# (a folder), drivers that have seen what is committed wait there for each other.
 _DRIVER = """
-import sys
+import os, sys, time
+from pathlib import Path
 from pipelines import label_run, shards
-label_run.CommitBuffer = lambda commit: shards.CommitBuffer(commit, max_receipts=1)
+def buffer(commit):
+    if gate:
+        Path(gate, str(os.getpid())).touch()
+        while len(os.listdir(gate)) < 2:
+            time.sleep(0.05)
+    return shards.CommitBuffer(commit, max_receipts=1)
+*arguments, gate = sys.argv[1:]
+label_run.CommitBuffer = buffer
 from jobs.cli import main
-main(sys.argv[1:])
+main(arguments)
 """
 
 
-def start(job: Mapping[str, Any], file: Path) -> subprocess.Popen[bytes]:
+def start(job: Mapping[str, Any], file: Path, *, gate: Path | str = "") -> subprocess.Popen[bytes]:
     """`segray pssl` on a job; what it prints goes beside the job file, see `printed`."""
     file.write_text(json.dumps(job))
     with file.with_suffix(".log").open("wb") as log:
-        command = [sys.executable, "-c", _DRIVER, "pssl", str(file)]
+        command = [sys.executable, "-c", _DRIVER, "pssl", str(file), str(gate)]
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=dict(os.environ))
 
 

@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from pipelines.ahead import ahead, decode_ahead
+from pipelines.ahead import ahead
+from pipelines.decoding import decode_ahead
 from pipelines.shard_counts import RowError, ShardCounts
 from tests.tiny_data import SPACE, scene
 
