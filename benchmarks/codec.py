@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.measure import Effort, Entries, Measured, command, cpu_pairs
-from pipelines.labels import decode_label, encode_label
+from pipelines.codecs import decode_label, encode_label
 
 
 def entries(effort: Effort) -> Entries:

@@ -26,10 +26,11 @@ import torch
 from benchmarks.measure import Effort, Entries, Skipped, command, median_pair
 from benchmarks.processes import PROC, Process, family
 from jobs.cluster import ray_session
+from pipelines.codecs import encode_label
 from pipelines.images import decode_image
 from pipelines.ingest import ingest
 from pipelines.ingest_plan import plan_ingest
-from pipelines.labels import LabelSpace, encode_label
+from pipelines.labels import LabelSpace
 from pipelines.pssl import PsslWork, plan_pssl, run_pssl
 from pipelines.pssl_plan import LabelPlan, build_ensemble
 from pipelines.pssl_spec import EnsembleSpec, PsslSpec

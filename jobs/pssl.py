@@ -55,6 +55,7 @@ def plan_work(job: PsslJob) -> PsslWork:
         ensemble=job.ensemble,
         split=job.split,
         compute=job.compute,
+        keep_deciles=job.keep_deciles,
     )
 
 

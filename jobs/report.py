@@ -34,6 +34,7 @@ TITLES = {
     "predict": "Prediction",
     "check": "Dataset check",
     "export": "Export",
+    "unpack": "Unpacking",
 }
 FIGURES = {
     "miou": "mIoU",
@@ -43,12 +44,20 @@ FIGURES = {
     "labelled": "labelled",
     "evaluated": "evaluated",
     "predicted": "predicted",
+    "written": "files written",
     "steps": "steps",
     "samples": "samples",
     "rejected": "rejected",
     "images_per_s": "images per second",
     "workers": "workers",
     "actors": "actors",
+}
+USED = {
+    "pssl": "labelled",
+    "autolabel": "labelled",
+    "evaluate": "evaluated",
+    "predict": "predicted",
+    "unpack": "written",
 }
 MAX_REJECTED = 50
 Section = Callable[[str, Mapping[str, Any]], list[str]]
@@ -164,8 +173,7 @@ def in_and_out(result: Mapping[str, Any]) -> str:
     if not isinstance(total, int) or not isinstance(rejected, int):
         return ""
     existing = int(result.get("existing", 0))
-    words = {"pssl": "labelled", "autolabel": "labelled", "evaluate": "evaluated", "predict": "predicted"}
-    used = words.get(str(result.get("verb")), "usable")
+    used = USED.get(str(result.get("verb")), "usable")
     shares = {used: total - rejected - existing, "there already": existing, "rejected": rejected}
     if not existing:
         del shares["there already"]

@@ -13,9 +13,10 @@ from PIL import Image
 
 from jobs.report_page import escape, legend, number
 from pipelines import storage
+from pipelines.codecs import decode_label
 from pipelines.confidence import decode_confidence
 from pipelines.images import decode_image
-from pipelines.labels import LabelSpace, decode_label
+from pipelines.labels import LabelSpace
 from pipelines.pictures import overlay
 from pipelines.tables import Dataset, Table
 

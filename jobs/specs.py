@@ -82,6 +82,8 @@ class PsslJob(Job):
     """How labels are made: a preset (`fast`, `paper`), or a table with `base` and what differs."""
     ensemble: EnsembleSpec = EnsembleSpec()
     """The classifiers that are explained."""
+    keep_deciles: bool = False
+    """Keep the deciles of the scores beside the labels, so that another rule needs no new explanations."""
     import_from: str | None = None
     """Folder of released labels (`train/<wnid>/<image>.JPEG_eiseg.npz`) to import instead of making any."""
     import_minus_one: Literal["void", "background"] = "void"
@@ -96,6 +98,8 @@ class PsslJob(Job):
             raise ValueError("import_from takes released labels as they are: `ensemble` and `pssl` have no effect")
         if self.import_from is None and self.import_minus_one != "void":
             raise ValueError("import_minus_one has no effect without import_from")
+        if self.import_from is not None and self.keep_deciles:
+            raise ValueError("keep_deciles: released labels have no deciles to keep")
         if self.import_from is None and not given and self.pssl.explainer.kind != "random":
             raise ValueError("ensemble: no classifiers; name `presets` (efficientnet_lite, timm15) or `classifiers`")
         return self
@@ -208,6 +212,23 @@ class ExportJob(Job):
     """Height and width of the exported input."""
     tolerance: float = Field(1e-4, gt=0)
     """Largest allowed difference from the eager model, relative to its largest output."""
+
+
+class UnpackJob(Job):
+    """A label set -> one file per image, for people, other tools and archives."""
+
+    name: str = "unpack"
+    dataset: str
+    split: str | None = None
+    """Only this split; default all."""
+    labels: str = "human"
+    """Name of the label set."""
+    format: Literal["png", "npz", "jxl"] = "png"
+    """PNG with the class colours (16-bit from 256 classes on), the released layout of PSSL, or lossless JPEG XL (extra
+    `archive`)."""
+    content: Literal["label", "deciles"] = "label"
+    """Class indices, or the deciles that PSSL kept."""
+    output: str = "out/unpack"
 
 
 class ReportJob(Job):

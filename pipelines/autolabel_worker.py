@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import schema
+from pipelines.codecs import encode_label
 from pipelines.confidence import encode_confidence
 from pipelines.decoding import decode_ahead
 from pipelines.label_run import ImageShard
-from pipelines.labels import encode_label
 from pipelines.machine import check_machine, instruction_set
 from pipelines.published import Checkpoint, Device, make_predictor
 from pipelines.schema import Receipt

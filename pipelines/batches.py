@@ -13,8 +13,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from pipelines.codecs import decode_label
 from pipelines.images import decode_image
-from pipelines.labels import decode_label
 from pipelines.samples import Sample, SampleIndex, SampleOrder, ShardRows, check_same_ids, sample_rng
 from pipelines.schema import ShardKey
 from pipelines.tables import read_shard_file

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.codecs import decode_label
 from pipelines.evaluation_worker import Candidate, EvaluationWorker, ImageScore, LabelledShard, ShardScores
 from pipelines.images import decode_image
-from pipelines.labels import LabelSpace, decode_label
+from pipelines.labels import LabelSpace
 from pipelines.pictures import Picture, picture_views
 from pipelines.published import Checkpoint, check_same_classes, device_of, open_checkpoint, threads_of
 from pipelines.shards import ComputeSpec, ShardTask, run_shards

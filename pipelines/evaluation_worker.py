@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.codecs import decode_label, encode_label
 from pipelines.images import ImageError, decode_image
-from pipelines.labels import decode_label, encode_label
 from pipelines.published import Checkpoint, Device, make_predictor
 from pipelines.samples import check_same_ids
 from pipelines.schema import ShardKey

@@ -16,9 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from pipelines import schema, storage
+from pipelines.codecs import encode_label
+from pipelines.contours import Label
 from pipelines.images import ImageError, decode_image, image_size
 from pipelines.ingest_plan import PlannedShard
-from pipelines.labels import Label, LabelSpace, LabelValueError, encode_label, read_label_image
+from pipelines.label_files import read_label_image
+from pipelines.labels import LabelSpace, LabelValueError
 from pipelines.schema import Receipt
 from pipelines.shard_counts import RowError, with_stats
 from pipelines.sources.base import LabelCodec, Sample, printable, read_image

@@ -10,10 +10,12 @@ import numpy as np
 
 from pipelines import schema
 from pipelines.autolabel_worker import TeacherPlan
+from pipelines.codecs import decode_label, encode_label
 from pipelines.confidence import decode_steps
+from pipelines.contours import Label
 from pipelines.keep import KeepRule, KeepSpec, Kept
 from pipelines.label_run import ImageShard
-from pipelines.labels import Label, LabelSpace, decode_label, encode_label
+from pipelines.labels import LabelSpace
 from pipelines.schema import Receipt, ShardKey
 from pipelines.shard_counts import RowError, ShardCounts, with_stats
 from pipelines.tables import read_shard_file, write_shard

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipelines import storage
+from pipelines.codecs import LABEL_CODECS
 from pipelines.labels import LabelSpace
 from pipelines.schema import Receipt, ShardKey
 from pipelines.shard_counts import by_class, group, merged, read_stats, summed
@@ -48,6 +49,8 @@ class LabelWork:
     worker: type
     worker_args: dict[str, Any]
     """Without `labels_uri`, which is added."""
+    codecs: Mapping[str, str] = field(default_factory=lambda: dict(LABEL_CODECS), kw_only=True)
+    """Codec of each column that the label set will hold."""
 
     @property
     def num_images(self) -> int:
@@ -73,7 +76,7 @@ class LabelWork:
         Raises:
             ValueError: it follows another plan.
         """
-        return self.dataset.create_labels(self.labels, label_space=self.space, plan=self.plan)
+        return self.dataset.create_labels(self.labels, label_space=self.space, plan=self.plan, codecs=self.codecs)
 
 
 @dataclass(frozen=True)

@@ -1,39 +1,32 @@
-"""Label spaces and label codecs: the only place where class ids and void are mapped.
+"""Label spaces: the only place where class ids and void are mapped.
 
-A label is a (H, W) map of class indices; `void` marks pixels of no known class. Inside tables labels are run-length
-coded and compressed with zstd (lossless); people see PNG.
+A label is a (H, W) map of class indices; `void` marks pixels of no known class. Inside tables labels are coded
+(codecs.py), people see PNG (label_files.py).
 """
 
 from __future__ import annotations
 
 import colorsys
 import hashlib
-import io
 import json
-import struct
 from collections.abc import Sequence
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
-from PIL import Image, UnidentifiedImageError
 from pydantic import Field, model_validator
 
-from pipelines.images import bomb_reason, quiet_pillow
+from pipelines.codecs import value_runs
+from pipelines.contours import Label
 from seg_models.spec import Spec
 
-Label = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 RGB = tuple[int, int, int]
-D = TypeVar("D", bound=np.generic)
 
 MAX_BYTE_CLASSES = 255  # 0..254 are classes, 255 is void; more classes need two bytes
 RAW_IDS = range(-(1 << 15), 1 << 24)  # raw ids that a label file can hold: signed 16 bits to three bytes
 MAX_LISTED = 20  # values named in one error
 
-_MAGIC = b"SGL1"
 BLACK: RGB = (0, 0, 0)
-_HEADER = struct.Struct("<4sBII")  # magic, bytes per value, height, width
 
 
 class LabelValueError(ValueError):
@@ -146,7 +139,7 @@ class LabelSpace(Spec):
         """
         if len(set(self.colors)) < self.num_classes:
             raise LabelValueError("two classes have the same colour; give each its own in `colors`")
-        codes, lengths = _runs(_color_codes(rgb).reshape(-1))
+        codes, lengths = value_runs(_color_codes(rgb).reshape(-1))
         wanted = {(r << 16) | (g << 8) | b: index for index, (r, g, b) in enumerate(self.colors)}
         wanted.setdefault(0, self.void)
         values, inverse = np.unique(codes, return_inverse=True)
@@ -232,12 +225,6 @@ def _unknown_colors(counts: dict[int, int]) -> str:
     return f"{listed}: no class colour; add {lines} to `colors`, with a name for each in the class list"
 
 
-def _runs(flat: npt.NDArray[D]) -> tuple[npt.NDArray[D], npt.NDArray[np.int64]]:
-    """Value and length of every run of equal values."""
-    starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1]))) if flat.size else np.empty(0, np.int64)
-    return flat[starts], np.diff(np.append(starts, flat.size))
-
-
 def _ranges(values: Sequence[int]) -> str:
     ordered = sorted(values)
     if ordered == list(range(ordered[0], ordered[-1] + 1)) and len(ordered) > 2:
@@ -249,91 +236,3 @@ def with_background(names: Sequence[str], *, name: str = "background") -> LabelS
     """The label space of pseudo-labels: the image-level classes, then one background class (PSSL: 0..999 and 1000)."""
     count = len(names)
     return LabelSpace(names=(*names, name), colors=(*default_colors(count), BLACK), background=count)
-
-
-def encode_label(label: npt.NDArray[Any]) -> bytes:
-    """Lossless run-length + zstd code of a (H, W) uint8 or uint16 map; carries its own size and type.
-
-    Raises:
-        ValueError: not a two-dimensional uint8 or uint16 array.
-    """
-    if label.ndim != 2 or label.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"a label is a (H, W) uint8 or uint16 array, found {label.shape} {label.dtype}")
-    found, lengths = _runs(np.ascontiguousarray(label).reshape(-1))
-    values = found.astype(found.dtype.newbyteorder("<"))
-    planes = lengths.astype("<u4").view(np.uint8).reshape(-1, 4).T  # byte planes: the high bytes are nearly all zero
-    body = values.tobytes() + np.ascontiguousarray(planes).tobytes()
-    header = _HEADER.pack(_MAGIC, label.dtype.itemsize, *label.shape)
-    return header + zstandard.ZstdCompressor(level=3, write_checksum=True).compress(body)
-
-
-def decode_label(data: bytes) -> Label:
-    """The (H, W) map behind `encode_label`.
-
-    Raises:
-        ValueError: the bytes are not such a code, or damaged.
-    """
-    try:
-        magic, itemsize, height, width = _HEADER.unpack_from(data)
-        if magic != _MAGIC or itemsize not in (1, 2):
-            raise ValueError("no label code")
-        largest = height * width * (itemsize + 4)
-        if zstandard.frame_content_size(data[_HEADER.size :]) > largest:  # would be reserved before it is read
-            raise ValueError("more runs than pixels")
-        body = zstandard.ZstdDecompressor().decompress(data[_HEADER.size :], max_output_size=largest)
-    except (struct.error, zstandard.ZstdError, ValueError) as error:
-        raise ValueError(f"damaged label code of {len(data)} bytes: {error}") from error
-    runs = len(body) // (itemsize + 4)
-    dtype = np.dtype(np.uint8) if itemsize == 1 else np.dtype("<u2")
-    values = np.frombuffer(body, dtype, count=runs)
-    planes = np.frombuffer(body, np.uint8, offset=runs * itemsize).reshape(4, runs)
-    lengths = np.ascontiguousarray(planes.T).view("<u4").reshape(-1)
-    if int(lengths.sum(dtype=np.int64)) != height * width:
-        raise ValueError(f"damaged label code: runs cover {int(lengths.sum())} of {height * width} pixels")
-    flat = np.repeat(values, lengths).reshape(height, width)
-    return flat.astype(np.uint8) if itemsize == 1 else flat.astype(np.uint16)
-
-
-def read_label_image(data: bytes) -> npt.NDArray[Any]:
-    """Raw content of a label image: (H, W) ids of an index, palette, 1-bit or 16-bit image, or (H, W, 3) uint8 RGB.
-
-    Raises:
-        ValueError: the bytes are no readable image, or of a kind that cannot hold ids (CMYK, float).
-    """
-    try:
-        with quiet_pillow(), Image.open(io.BytesIO(data)) as image:
-            return _raw_values(image)
-    except UnidentifiedImageError as error:
-        raise ValueError("label is not an image") from error
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"label {bomb_reason(error)}") from error
-    except MemoryError:
-        raise  # says something about the machine, not about the label
-    except Exception as error:  # on hostile bytes decoders raise anything
-        raise ValueError(f"label cannot be read: {error}") from error
-
-
-def _raw_values(image: Image.Image) -> npt.NDArray[Any]:
-    if image.mode in ("RGB", "RGBA"):
-        return np.asarray(image.convert("RGB"))
-    if image.mode == "1":
-        return np.asarray(image, dtype=np.uint8)
-    if image.mode in ("LA", "PA"):
-        return np.asarray(image.getchannel(0))
-    if image.mode in ("L", "P", "I") or image.mode.startswith("I;16"):
-        return np.asarray(image)
-    raise ValueError(f"colour mode {image.mode} holds no class ids; save it as an index, palette or RGB PNG")
-
-
-def label_png(label: npt.NDArray[Any], space: LabelSpace) -> bytes:
-    """PNG of class indices: with the colours as palette for at most 255 classes, else 16-bit."""
-    if space.num_classes <= MAX_BYTE_CLASSES:
-        image = Image.fromarray(label.astype(np.uint8), mode="P")
-        palette = np.zeros((256, 3), np.uint8)
-        palette[: space.num_classes] = space.colors
-        image.putpalette(palette.tobytes())
-    else:
-        image = Image.fromarray(label.astype(np.uint16))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

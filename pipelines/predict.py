@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 from pipelines import schema, storage
+from pipelines.codecs import LABEL_CODECS, decode_label
 from pipelines.images import decode_image
+from pipelines.label_files import file_name
 from pipelines.label_run import shards_in_scope
-from pipelines.labels import decode_label
 from pipelines.pictures import Picture, picture_views
 from pipelines.predict_worker import (
     FOLDERS,
@@ -35,7 +36,6 @@ from pipelines.predict_worker import (
     ImageFile,
     PredictWorker,
     Sample,
-    file_name,
 )
 from pipelines.published import Checkpoint, device_of, open_checkpoint, threads_of
 from pipelines.schema import ShardKey
@@ -258,7 +258,7 @@ def _open_table(work: PredictWork) -> Table:
     if storage.exists(storage.join(work.place, "_delta_log")):
         return Table.open(work.place)
     space = work.checkpoint.label_space.model_dump(mode="json")
-    info = {"kind": "predictions", "label_space": space, "plan": work.plan}
+    info = {"kind": "predictions", "label_space": space, "codecs": LABEL_CODECS, "plan": work.plan}
     return Table.create(work.place, columns=schema.LABELS, info=info)
 
 

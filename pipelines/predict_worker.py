@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from pipelines import schema, storage
+from pipelines.codecs import encode_label
 from pipelines.confidence import encode_confidence
 from pipelines.images import ImageError, decode_image
-from pipelines.labels import encode_label, label_png
+from pipelines.label_files import file_name, label_png
 from pipelines.pictures import overlay, png
 from pipelines.published import Checkpoint, Device, make_predictor
 from pipelines.schema import Receipt, ShardKey
@@ -78,12 +78,6 @@ class BatchResult:
     """Of the shard written, where the output is a table."""
 
 
-def file_name(image_id: str) -> str:
-    """Path of an image's prediction below its folder: the id, which can lead nowhere else."""
-    parts = [part for part in image_id.split("/") if part not in ("", ".", "..")]
-    return "/".join(parts or ["_"]) + ".png"
-
-
 class PredictWorker:
     """Predicts the images of a batch and writes what was asked for.
 
@@ -119,7 +113,7 @@ class PredictWorker:
             rows.append({"id": image_id, "reason": result.failures.get(image_id), **row})
         if self._format == "table":
             columns = {name: [row.get(name) for row in rows] for name in ("id", "label", "confidence", "reason")}
-            table = pa.table(columns, schema=pa.schema([schema.LABELS.field(name) for name in columns]))
+            table = schema.shard_rows(columns, columns_of=schema.LABELS)
             result.receipt = write_shard(self._output_uri, batch.key, table)
         return result
 

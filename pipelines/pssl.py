@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from pipelines.kept_deciles import codecs_of_pssl
 from pipelines.label_run import LabelResult, LabelWork, OnProgress, run_work, shards_in_scope
 from pipelines.pssl_plan import Device, check_scores, local_weights, make_plan, pssl_label_space
 from pipelines.pssl_spec import EnsembleSpec, PsslSpec, used_classifiers
@@ -84,8 +85,12 @@ def plan_pssl(
     ensemble: EnsembleSpec,
     split: str | None = None,
     compute: ComputeSpec | None = None,
+    keep_deciles: bool = False,
 ) -> PsslWork:
     """Check everything that can be checked before work starts; nothing is written.
+
+    Args:
+        keep_deciles: the deciles of the scores are kept beside the labels.
 
     Raises:
         ValueError: weights, classes, split or threads do not fit, or the label set follows another plan.
@@ -101,6 +106,7 @@ def plan_pssl(
     earlier = opened.labels(labels).info.get("plan") if labels in opened.label_sets() else None
     plan = make_plan(pssl, local_weights(classifiers), images=images.fingerprint(), device=device, earlier=earlier)
     space = pssl_label_space(opened.info.label_space)
+    codecs = codecs_of_pssl(opened, labels, keep_deciles=keep_deciles)
     work = PsslWork(
         verb="pssl",
         dataset=opened,
@@ -116,8 +122,10 @@ def plan_pssl(
             "classifiers": classifiers,
             "space": space,
             "fetch": compute.fetch,
+            "decile_codec": codecs.get("deciles"),
         },
         titles=_unique_titles(classifiers),
+        codecs=codecs,
     )
     work.committed()
     return work

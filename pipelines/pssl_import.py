@@ -1,36 +1,25 @@
 """Import of released pseudo-labels: one .npz file per image (specs: PSSL section 5).
 
-Layout: `train/<wnid>/<image>.JPEG_eiseg.npz` with an integer mask `arr_0` of the image's size: 1 is the object,
--1 is ignored, everything else is background. `imagenet_lsvrc_2015_synsets.txt` (one wnid per line, the line number is
-the class) is read where it exists, and an image whose class differs is rejected.
+The layout is in released.py. Where the synset file exists, an image whose class differs is rejected.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import posixpath
-import zipfile
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from pipelines import storage
+from pipelines.codecs import encode_label
 from pipelines.label_run import ImageShard, OnProgress, shards_in_scope
-from pipelines.labels import LabelSpace, encode_label
+from pipelines.labels import LabelSpace
 from pipelines.pssl import PsslResult, PsslWork, run_pssl
 from pipelines.pssl_plan import pssl_label_space
 from pipelines.pssl_worker import label_table, pssl_counts
+from pipelines.released import MinusOne, mask_to_label, npz_paths, read_mask, read_synsets
 from pipelines.schema import Receipt
 from pipelines.shard_counts import RowError, ShardCounts
 from pipelines.shards import ComputeSpec
 from pipelines.tables import Dataset, read_shard_file, write_shard
-
-SYNSETS = "imagenet_lsvrc_2015_synsets.txt"
-MAX_ITEM_BYTES = 8  # int64, the widest mask
-
-MinusOne = Literal["void", "background"]
 
 
 def import_npz(
@@ -95,15 +84,6 @@ def plan_import(
     return work
 
 
-def read_synsets(folder: str) -> dict[str, int]:
-    """Class index of every wnid, from the synset file of the release; empty where there is none."""
-    place = storage.join(folder, SYNSETS)
-    if not storage.exists(place):
-        return {}
-    lines = storage.read_bytes(place).decode().splitlines()
-    return {line.split()[0]: index for index, line in enumerate(lines) if line.strip()}
-
-
 class NpzWorker:
     """Turns the .npz files of the images of a shard into a shard of labels."""
 
@@ -119,6 +99,7 @@ class NpzWorker:
     ) -> None:
         self._images_uri, self._labels_uri = images_uri, labels_uri
         self._folder, self._synsets, self._minus_one, self._space = folder, synsets, minus_one, space
+        self._wnids = {index: wnid for wnid, index in synsets.items()}
 
     def __call__(self, shard: ImageShard) -> Receipt:
         """Import a shard and return its receipt."""
@@ -136,7 +117,7 @@ class NpzWorker:
                 raise RowError(f"image was rejected: {row['reason']}")
             if row["class"] is None:
                 raise RowError("no image-level class")
-            wnid, data = self._find(row["id"])
+            wnid, data = self._find(row["id"], class_index=row["class"])
             if self._synsets and self._synsets.get(wnid) != row["class"]:
                 raise RowError(
                     f"released label is of class {self._synsets.get(wnid)}, the image of class {row['class']}"
@@ -149,54 +130,10 @@ class NpzWorker:
         counts.count_pixels("pixels", label)
         return encode_label(label)
 
-    def _find(self, image_id: str) -> tuple[str, bytes]:
+    def _find(self, image_id: str, *, class_index: int) -> tuple[str, bytes]:
         """The wnid and content of the file that belongs to an image."""
-        for wnid, path in npz_paths(image_id):
+        for wnid, path in npz_paths(image_id, wnid=self._wnids.get(class_index)):
             place = storage.join(self._folder, path)
             if storage.exists(place):
                 return wnid, storage.read_bytes(place)
         raise RowError("no released label for this image")
-
-
-def npz_paths(image_id: str) -> list[tuple[str, str]]:
-    """Where the released label of an image may lie, as (wnid, path): by its folder, else by the wnid in its name."""
-    folder, name = posixpath.split(image_id)
-    stem = posixpath.splitext(name)[0] if name.lower().endswith((".jpeg", ".jpg", ".png")) else name
-    wnids = [posixpath.basename(folder), stem.partition("_")[0]]
-    return [(wnid, f"train/{wnid}/{stem}.JPEG_eiseg.npz") for wnid in dict.fromkeys(wnids) if wnid]
-
-
-def read_mask(data: bytes, *, height: int, width: int) -> NDArray[np.integer[Any]]:
-    """The integer mask (height, width) of an .npz file.
-
-    Raises:
-        RowError: damaged, of another size, or no integers.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            declared = archive.getinfo("arr_0.npy").file_size
-        if declared > height * width * MAX_ITEM_BYTES + 4096:
-            raise RowError(f"released label is larger than an image of {height}x{width} can need")
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            mask = arrays["arr_0"]
-    except (KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise RowError(f"released label cannot be read ({type(error).__name__})") from error
-    except ValueError as error:
-        raise error if isinstance(error, RowError) else RowError(f"released label cannot be read ({error})") from error
-    if mask.shape != (height, width):
-        raise RowError(f"released label has shape {mask.shape}, the image {(height, width)}")
-    if not np.issubdtype(mask.dtype, np.integer):
-        raise RowError(f"released label holds {mask.dtype}, integers are expected")
-    found: NDArray[np.integer[Any]] = mask
-    return found
-
-
-def mask_to_label(
-    mask: NDArray[np.integer[Any]], *, class_index: int, space: LabelSpace, minus_one: MinusOne
-) -> NDArray[Any]:
-    """Label (H, W): 1 becomes the image's class, -1 void or background, everything else background."""
-    label = np.full(mask.shape, space.background, space.dtype)
-    label[mask == 1] = class_index
-    if minus_one == "void":
-        label[mask == -1] = space.void
-    return label

@@ -12,8 +12,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
+from pipelines.codecs import encode_label
 from pipelines.images import ImageError, decode_image
-from pipelines.labels import encode_label
 from pipelines.pssl_plan import pssl_label_space, target_index
 from pipelines.tables import Dataset, ShardFile, read_shard_file
 from seg_models.consensus import pseudo_label

@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import schema
+from pipelines.codecs import encode_label
 from pipelines.decoding import decode_ahead
+from pipelines.kept_deciles import KeptDeciles
 from pipelines.label_run import ImageShard
-from pipelines.labels import LabelSpace, encode_label
+from pipelines.labels import LabelSpace
 from pipelines.pssl_plan import LabelPlan, build_ensemble, check_machine, target_index
 from pipelines.pssl_spec import PsslSpec
 from pipelines.schema import Receipt
@@ -37,6 +39,7 @@ class PsslWorker:
         classifiers: the ensemble, in the plan's order.
         space: classes of the labels, with a background.
         fetch: images decoded ahead of the one that is explained.
+        decile_codec: of the deciles to keep beside the labels; None keeps none.
 
     Raises:
         ValueError: the machine cannot follow the plan, or weights are missing or differ.
@@ -51,6 +54,7 @@ class PsslWorker:
         classifiers: tuple[ClassifierSpec, ...],
         space: LabelSpace,
         fetch: int,
+        decile_codec: str | None = None,
     ) -> None:
         check_machine(plan)
         torch.set_num_threads(plan.threads)
@@ -60,6 +64,7 @@ class PsslWorker:
         self._ensemble = build_ensemble(plan, classifiers)
         self._num_scores = min((classifier.num_classes for classifier in classifiers), default=space.num_classes)
         self._counts = pssl_counts()
+        self._kept = KeptDeciles(decile_codec)
 
     def __call__(self, shard: ImageShard) -> Receipt:
         """Label a shard and return its receipt, with the shard's counts as stats."""
@@ -69,7 +74,8 @@ class PsslWorker:
         images = self._counts.timed("decode", decode_ahead(rows, num=self._fetch))
         labels = self._labels(rows, images)
         with self._counts.phase("write"):
-            table = label_table([row["id"] for row in rows], labels, self._counts)
+            ids = [row["id"] for row in rows]
+            table = label_table(ids, labels, self._counts, deciles=self._kept.column(ids))
             receipt = write_shard(self._labels_uri, shard.key, table)
         return dataclasses.replace(receipt, stats=self._counts.of_receipt())
 
@@ -116,11 +122,11 @@ class PsslWorker:
         with self._counts.phase("explain"):
             found = self._ensemble.scores([query for _, query, _ in batch])
         return {
-            index: self._label(scores, class_index=class_index)
-            for (index, _, class_index), scores in zip(batch, found, strict=True)
+            index: self._label(scores, class_index=class_index, image_id=query.id)
+            for (index, query, class_index), scores in zip(batch, found, strict=True)
         }
 
-    def _label(self, found: Consensus, *, class_index: int) -> bytes | RowError:
+    def _label(self, found: Consensus, *, class_index: int, image_id: str) -> bytes | RowError:
         """The encoded label (H, W) that the scores of an image give."""
         for index in found.skipped:
             self._counts.tables["skipped"][str(index)] += 1
@@ -129,8 +135,10 @@ class PsslWorker:
         background = self._space.background
         assert background is not None
         with self._counts.phase("label"):
+            scores = found.scores.cpu().numpy()
+            self._kept.keep(image_id, scores)
             label = pseudo_label(
-                found.scores.cpu().numpy(),
+                scores,
                 class_index=class_index,
                 background=background,
                 top_deciles=self._settings.top_deciles,
@@ -146,12 +154,18 @@ def pssl_counts() -> ShardCounts:
     return ShardCounts("pixels", "skipped")
 
 
-def label_table(ids: Sequence[str], labels: Sequence[bytes | RowError], counts: ShardCounts) -> pa.Table:
+def label_table(
+    ids: Sequence[str],
+    labels: Sequence[bytes | RowError],
+    counts: ShardCounts,
+    *,
+    deciles: Sequence[bytes | None] | None = None,
+) -> pa.Table:
     """Rows of a label shard with their counts, in the order of the image shard."""
     columns: dict[str, list[Any]] = {
         "id": list(ids),
         "label": [None if isinstance(label, RowError) else label for label in labels],
-        "confidence": [None] * len(ids),
+        "deciles": list(deciles) if deciles is not None else [None] * len(ids),
         "reason": [str(label) if isinstance(label, RowError) else None for label in labels],
     }
     return with_stats(columns, columns_of=schema.LABELS, stats=counts.of_file())

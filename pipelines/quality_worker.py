@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from pipelines import storage
-from pipelines.labels import LabelSpace, decode_label
+from pipelines.codecs import decode_label
+from pipelines.labels import LabelSpace
 from pipelines.schema import ShardKey
 from pipelines.tables import read_shard_file
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +24,9 @@ IMAGES = pa.schema(
 LABELS = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
-        pa.field("label", pa.binary()),  # encoded label map (labels.encode_label), or null
+        pa.field("label", pa.binary()),  # encoded label map (codecs.encode_label), or null
         pa.field("confidence", pa.binary()),  # encoded confidence in twentieths (confidence.encode_confidence), or null
+        pa.field("deciles", pa.binary()),  # encoded uint8 map of the scores behind the label, 0..9, or null
         pa.field("reason", pa.string()),
         pa.field("split", pa.string(), nullable=False),
         pa.field("shard", pa.int32(), nullable=False),
@@ -32,6 +34,16 @@ LABELS = pa.schema(
 )
 
 PARTITION_BY = ("split", "shard")
+
+
+def shard_rows(
+    columns: Mapping[str, Sequence[Any]], *, columns_of: pa.Schema, metadata: dict[bytes, bytes] | None = None
+) -> pa.Table:
+    """Rows of one shard: the columns of a table without its partition; what is not given is null."""
+    fields = [field for field in columns_of if field.name not in PARTITION_BY]
+    count = len(columns["id"])
+    whole = {field.name: columns.get(field.name, [None] * count) for field in fields}
+    return pa.Table.from_pydict(whole, schema=pa.schema(fields, metadata=metadata))
 
 
 @dataclass(frozen=True, order=True)

@@ -84,9 +84,8 @@ def with_stats(columns: dict[str, list[Any]], *, columns_of: pa.Schema, stats: d
     """A table without the partition columns; its reasons and counts travel in the file's metadata."""
     pairs = zip(columns["id"], columns["reason"], strict=True)
     stats = {"reasons": {row_id: reason for row_id, reason in pairs if reason is not None}, **stats}
-    fields = [field for field in columns_of if field.name not in schema.PARTITION_BY]
     metadata = {STATS_KEY: json.dumps(stats, sort_keys=True).encode()}
-    return pa.Table.from_pydict(columns, schema=pa.schema(fields, metadata=metadata))
+    return schema.shard_rows(columns, columns_of=columns_of, metadata=metadata)
 
 
 def read_stats(table: Table, *, split: str | None = None) -> list[dict[str, Any]]:

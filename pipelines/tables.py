@@ -20,7 +20,7 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,6 +34,7 @@ from pydantic import Field
 
 from pipelines import schema, storage
 from pipelines.ahead import ahead
+from pipelines.codecs import LABEL_CODECS, check_codecs
 from pipelines.labels import LabelSpace
 from pipelines.schema import Receipt, ShardKey
 from seg_models.spec import Spec, did_you_mean
@@ -127,7 +128,7 @@ class Table:
         metadata = delta.metadata()
         self._app_id = str(metadata.id)
         self.info: dict[str, Any] = json.loads(metadata.description or "{}")
-        """Kind of the table, its label space and, for computed labels, the plan they follow."""
+        """Kind of the table, its label space, the codecs of its columns and, for computed labels, their plan."""
 
     @classmethod
     def create(cls, uri: str, *, columns: pa.Schema, info: dict[str, Any]) -> Table:
@@ -161,15 +162,23 @@ class Table:
         """Open an existing table at its newest version.
 
         Raises:
-            ValueError: there is none, or its log is damaged.
+            ValueError: there is none, its log is damaged, or a column has a codec that this version does not know.
         """
         try:
-            return cls(uri, _load(uri))
+            table = cls(uri, _load(uri))
         except TableNotFoundError as error:
             raise ValueError(f"{uri}: no table here") from error
         except DeltaError as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{uri}: the table's log (_delta_log) cannot be read ({reason})") from error
+        if "label_space" in table.info:
+            check_codecs(table.info.get("codecs"), where=uri)
+        return table
+
+    @property
+    def id(self) -> str:
+        """What no other table has, not even one made anew at the same place."""
+        return self._app_id
 
     @property
     def version(self) -> int:
@@ -413,14 +422,20 @@ class Dataset:
         """Where the label set of that name lies."""
         return storage.join(self.root, "labels", check_name(name, what="label set"))
 
-    def create_labels(self, name: str, *, label_space: LabelSpace, plan: dict[str, Any]) -> Table:
+    def create_labels(
+        self, name: str, *, label_space: LabelSpace, plan: dict[str, Any], codecs: Mapping[str, str] = LABEL_CODECS
+    ) -> Table:
         """Make a label set, or open the one that is there when it follows the same plan.
+
+        Args:
+            codecs: codec of each column that will hold maps.
 
         Raises:
             ValueError: a label set of that name follows another plan; the message names the keys that differ.
         """
         uri = self.labels_uri(name)
-        info = {"kind": "labels", "label_space": label_space.model_dump(mode="json"), "plan": plan}
+        space = label_space.model_dump(mode="json")
+        info = {"kind": "labels", "label_space": space, "codecs": dict(codecs), "plan": plan}
         info = json.loads(json.dumps(info))
         if not _is_table(uri):
             return Table.create(uri, columns=schema.LABELS, info=info)

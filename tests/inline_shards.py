@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.shards import ComputeSpec, RunStats, ShardError, ShardTask
 
-USERS = ("pipelines.evaluation", "pipelines.label_run", "pipelines.predict")
+USERS = ("pipelines.evaluation", "pipelines.label_run", "pipelines.predict", "pipelines.unpack")
 
 
 def run_inline(

@@ -12,7 +12,8 @@ import pyarrow as pa
 from PIL import Image
 
 from pipelines import schema
-from pipelines.labels import LabelSpace, encode_label
+from pipelines.codecs import encode_label
+from pipelines.labels import LabelSpace
 from pipelines.schema import ShardKey
 from pipelines.tables import Dataset, DatasetInfo, Table, write_shard
 
@@ -73,7 +74,7 @@ def image_rows(rows: Sequence[dict[str, Any]]) -> pa.Table:
         "class": [None] * len(rows),
         "reason": ["planted" if b else None for b in bad],
     }
-    return pa.table(columns, schema=_without_partition(schema.IMAGES))
+    return schema.shard_rows(columns, columns_of=schema.IMAGES)
 
 
 def label_rows(rows: Sequence[dict[str, Any]]) -> pa.Table:
@@ -85,7 +86,7 @@ def label_rows(rows: Sequence[dict[str, Any]]) -> pa.Table:
         "confidence": [None] * len(rows),
         "reason": ["planted" if b else None for b in bad],
     }
-    return pa.table(columns, schema=_without_partition(schema.LABELS))
+    return schema.shard_rows(columns, columns_of=schema.LABELS)
 
 
 def add_labels(dataset: Dataset, name: str, *, space: LabelSpace, shards: Mapping[ShardKey, Sequence[int]]) -> Table:
@@ -95,7 +96,3 @@ def add_labels(dataset: Dataset, name: str, *, space: LabelSpace, shards: Mappin
         rows = [scene(number, space=space, size=(36, 44)) | {"bad_label": False} for number in numbers]
         table.commit([write_shard(table.uri, key, label_rows(rows))])
     return table
-
-
-def _without_partition(columns: pa.Schema) -> pa.Schema:
-    return pa.schema([field for field in columns if field.name not in schema.PARTITION_BY])

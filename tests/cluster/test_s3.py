@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from pipelines import storage
-from pipelines.labels import LabelSpace, encode_label
-from pipelines.schema import Receipt, ShardKey
+from pipelines.codecs import encode_label
+from pipelines.labels import LabelSpace
+from pipelines.schema import LABELS, Receipt, ShardKey, shard_rows
 from pipelines.tables import ConcurrentWriteError, Dataset, DatasetInfo, Table, write_shard
 from tests.s3_server import s3_bucket
 
@@ -20,14 +20,11 @@ SPACE = LabelSpace(names=("a", "b"))
 
 
 def shard(table: Table, number: int) -> Receipt:
-    rows = pa.table(
-        {
-            "id": [f"i{number}"],
-            "label": [encode_label(np.full((4, 4), number, np.uint8))],
-            "confidence": pa.array([None], pa.binary()),
-            "reason": pa.array([None], pa.string()),
-        }
-    )
+    columns: dict[str, list[object]] = {
+        "id": [f"i{number}"],
+        "label": [encode_label(np.full((4, 4), number, np.uint8))],
+    }
+    rows = shard_rows(columns, columns_of=LABELS)
     return write_shard(table.uri, ShardKey("train", number), rows)
 
 

@@ -16,9 +16,10 @@ from PIL import Image
 
 from jobs import evaluate
 from jobs.specs import EvaluateJob, TrackingSpec
+from pipelines.codecs import encode_label
 from pipelines.evaluation import EvaluationResult, evaluate_checkpoint, plan_evaluation
 from pipelines.evaluation_worker import EvaluationWorker
-from pipelines.labels import LabelSpace, encode_label
+from pipelines.labels import LabelSpace
 from pipelines.schema import ShardKey
 from pipelines.shards import ComputeSpec
 from pipelines.tables import Dataset, write_shard

@@ -25,6 +25,7 @@ COMPUTE_MODULES = {
     "autolabel": "jobs.label_job",
     "evaluate": "jobs.evaluate",
     "predict": "jobs.predict",
+    "unpack": "jobs.unpack",
 }
 
 
@@ -53,6 +54,7 @@ def arguments(made: Path, tmp_path: Path) -> Arguments:
         "evaluate": [*model, *data, "--output", out],
         "predict": [*model, "--images", f"{made}/photos", "--output", out],
         "export": [*model, "--output", out],
+        "unpack": [*data, "--output", out],
         "report": ["--run", f"{made}/run"],
         "demo": ["--output", out],
     }
@@ -68,7 +70,8 @@ def files_of(*folders: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    "verb", ["ingest", "check", "autolabel", "evaluate", "predict", "export", "report", "demo", "models", "weights"]
+    "verb",
+    ["ingest", "check", "autolabel", "evaluate", "predict", "export", "unpack", "report", "demo", "models", "weights"],
 )
 def test_a_dry_run_shows_settings_plan_and_fit_and_writes_nothing(
     verb: str, arguments: Arguments, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -113,7 +116,7 @@ def test_a_job_that_does_not_fit_leaves_its_folder_as_it_was(
     assert {path.name for path in tmp_path.iterdir()} <= {"mlflow.db"}
 
 
-@pytest.mark.parametrize("verb", ["ingest", "check", "evaluate", "predict", "export"])
+@pytest.mark.parametrize("verb", ["ingest", "check", "evaluate", "predict", "export", "unpack"])
 def test_an_output_that_cannot_be_written_is_called_so(
     verb: str, arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,10 +18,11 @@ from pipelines import label_run
 from pipelines.autolabel import AutolabelResult, run_autolabel
 from pipelines.autolabel_plan import plan_autolabel, plan_derived
 from pipelines.autolabel_worker import TeacherWorker
+from pipelines.codecs import decode_label
 from pipelines.confidence import decode_confidence, decode_steps
 from pipelines.images import decode_image
 from pipelines.keep import BorderSpec, CoarseSpec, KeepSpec
-from pipelines.labels import LabelSpace, decode_label
+from pipelines.labels import LabelSpace
 from pipelines.machine import check_machine
 from pipelines.samples import Part, build_index
 from pipelines.schema import ShardKey

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipelines.codecs import encode_label
 from pipelines.confidence import decode_confidence, decode_steps, encode_confidence, encode_steps
-from pipelines.labels import encode_label
 
 
 def smooth(height: int, width: int, *, seed: int = 0) -> NDArray[np.uint8]:

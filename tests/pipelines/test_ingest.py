@@ -15,10 +15,11 @@ from PIL import Image
 from jobs import ingest as ingest_verb
 from jobs.report import write_report
 from jobs.specs import IngestJob, TrackingSpec
+from pipelines.codecs import decode_label
 from pipelines.ingest import IngestResult, PairedCommits, count_dataset, worker_args
 from pipelines.ingest_plan import IngestPlan, PlannedShard, cut, deal, plan_ingest
 from pipelines.ingest_worker import IngestWorker, ShardReceipts
-from pipelines.labels import LabelSpace, decode_label
+from pipelines.labels import LabelSpace
 from pipelines.shards import ComputeSpec
 from pipelines.sources import CamVidSource, FolderSource, ImageNetSource, Sample
 from pipelines.tables import Dataset

@@ -10,9 +10,10 @@ from PIL import Image
 
 from jobs import ingest as ingest_verb
 from jobs.specs import IngestJob, TrackingSpec
+from pipelines.codecs import decode_label
 from pipelines.images import decode_image
 from pipelines.ingest_worker import ImageRow, read_image_row, read_label_row
-from pipelines.labels import LabelSpace, decode_label
+from pipelines.labels import LabelSpace
 from pipelines.shard_counts import group
 from pipelines.shards import ComputeSpec
 from pipelines.sources import FolderSource, Sample

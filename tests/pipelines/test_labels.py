@@ -1,4 +1,4 @@
-"""LabelSpace and the label codecs."""
+"""LabelSpace and label images."""
 
 from __future__ import annotations
 
@@ -11,74 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from pipelines.labels import (
-    LabelSpace,
-    LabelValueError,
-    decode_label,
-    encode_label,
-    label_png,
-    read_label_image,
-    with_background,
-)
+from pipelines.label_files import label_png, read_label_image
+from pipelines.labels import LabelSpace, LabelValueError, with_background
 
 patient = settings(deadline=None)  # the machine may be busy
 SHAPES = st.tuples(st.integers(0, 12), st.integers(0, 12))
-
-
-@patient
-@given(hnp.arrays(np.uint8, SHAPES, elements=st.integers(0, 3)))
-def test_byte_labels_survive_the_codec(label: np.ndarray) -> None:
-    again = decode_label(encode_label(label))
-    assert again.dtype == np.uint8
-    assert again.shape == label.shape
-    assert (again == label).all()
-
-
-@patient
-@given(hnp.arrays(np.uint16, SHAPES, elements=st.integers(0, 65535)))
-def test_two_byte_labels_survive_the_codec(label: np.ndarray) -> None:
-    again = decode_label(encode_label(label))
-    assert again.dtype == np.uint16
-    assert (again == label).all()
-
-
-def test_a_long_run_is_a_few_bytes() -> None:
-    assert len(encode_label(np.zeros((2000, 2000), np.uint8))) < 64
-
-
-@pytest.mark.parametrize("cut", [3, 12, 20, -1])
-def test_a_truncated_code_is_refused(cut: int) -> None:
-    data = encode_label(np.arange(600, dtype=np.uint16).reshape(20, 30))
-    with pytest.raises(ValueError, match="damaged label code"):
-        decode_label(data[:cut])
-
-
-@pytest.mark.parametrize(
-    "label", [np.random.default_rng(0).integers(0, 5, (16, 16)).astype(np.uint8), np.zeros((300, 300), np.uint16)]
-)
-def test_every_flipped_bit_is_noticed_or_harmless(label: np.ndarray) -> None:
-    data = encode_label(label)
-    for bit in range(8 * len(data)):
-        damaged = bytearray(data)
-        damaged[bit // 8] ^= 1 << (bit % 8)
-        try:
-            again = decode_label(bytes(damaged))
-        except ValueError:
-            continue
-        assert again.dtype == label.dtype, f"bit {bit} changed the type silently"
-        assert np.array_equal(again, label), f"bit {bit} changed the label silently"
-
-
-def test_a_code_that_claims_more_runs_than_pixels_is_refused_before_it_is_unpacked() -> None:
-    small = encode_label(np.zeros((2, 2), np.uint8))
-    with pytest.raises(ValueError, match="more runs than pixels"):
-        decode_label(small[:13] + encode_label(np.random.default_rng(0).integers(0, 9, (64, 64)).astype(np.uint8))[13:])
-
-
-@pytest.mark.parametrize("label", [np.zeros((2, 2), np.int32), np.zeros((2, 2, 3), np.uint8)])
-def test_only_byte_maps_are_encoded(label: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="uint8 or uint16"):
-        encode_label(label)
 
 
 def test_void_is_255_up_to_255_classes_and_65535_above() -> None:

@@ -16,10 +16,11 @@ from jobs import predict
 from jobs.cli import run as command
 from jobs.specs import PredictJob, TrackingSpec
 from pipelines import storage
+from pipelines.codecs import decode_label
 from pipelines.confidence import decode_confidence
-from pipelines.labels import LabelSpace, decode_label, read_label_image
+from pipelines.label_files import file_name, read_label_image
+from pipelines.labels import LabelSpace
 from pipelines.predict import PredictResult, plan_predict, run_predict
-from pipelines.predict_worker import file_name
 from pipelines.published import open_checkpoint
 from pipelines.shards import ComputeSpec, ShardError
 from pipelines.tables import Table

@@ -17,14 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipelines import label_run, schema
+from pipelines import codecs, label_run, schema
+from pipelines.codecs import decode_deciles, decode_label
 from pipelines.label_run import ImageShard, LabelWork, run_work
-from pipelines.labels import LabelSpace, decode_label, with_background
+from pipelines.labels import LabelSpace, with_background
 from pipelines.pssl import make_pssl, plan_pssl
-from pipelines.pssl_import import import_npz, mask_to_label, npz_paths
+from pipelines.pssl_import import import_npz
 from pipelines.pssl_plan import LabelPlan, check_machine, check_scores, make_plan, pssl_label_space, target_index
 from pipelines.pssl_spec import EnsembleSpec, PsslSpec, resolve_pssl
 from pipelines.pssl_worker import NO_SIGNAL, PsslWorker
+from pipelines.released import mask_to_label, npz_paths
 from pipelines.schema import Receipt, ShardKey
 from pipelines.shards import ComputeSpec, RunStats, ShardTask
 from pipelines.tables import Dataset, DatasetInfo, write_shard
@@ -389,6 +391,31 @@ def test_the_result_accounts_for_every_image_and_pixel(tmp_path: Path) -> None:
     assert "train/a/img_5" not in result.examples
     assert [step for _, step in seen] == [3, 6, 9, 12]
     assert json.loads(json.dumps(result.as_dict()))["digest"] == dataset.labels("pssl").label_digest()
+
+
+@pytest.mark.usefixtures("without_ray")
+@pytest.mark.parametrize("installed", [True, False])
+def test_deciles_are_kept_where_asked_for_and_hold_the_label(
+    tmp_path: Path, installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codecs, "find_spec", lambda _: installed or None)
+    dataset, ensemble = twelve_images(tmp_path / "data"), classifiers(tmp_path)
+    without = make_pssl(dataset.root, labels="plain", pssl=QUICK, ensemble=ensemble)
+    work = plan_pssl(dataset.root, labels="kept", pssl=QUICK, ensemble=ensemble, keep_deciles=True)
+    kept = run_work(work, compute=ComputeSpec())
+    assert kept.digest == without.digest
+    assert dataset.labels("kept").info["codecs"]["deciles"] == ("jpegls" if installed else "nibble-zstd")
+    for shard in range(4):
+        for one in labels_of(dataset, "kept", shard):
+            assert (one["deciles"] is None) == (one["label"] is None)
+            if one["label"] is not None:
+                assert np.array_equal(decode_deciles(one["deciles"]) == 9, decode_label(one["label"]) != 3)
+    assert all(one["deciles"] is None for one in labels_of(dataset, "plain"))
+    with pytest.raises(ValueError, match=r"codecs\.deciles: now null"):
+        plan_pssl(dataset.root, labels="kept", pssl=QUICK, ensemble=ensemble)
+    monkeypatch.setattr(codecs, "find_spec", lambda _: None)
+    again = plan_pssl(dataset.root, labels="kept", pssl=QUICK, ensemble=ensemble, keep_deciles=True)
+    assert again.codecs == work.codecs
 
 
 @pytest.mark.usefixtures("without_ray")

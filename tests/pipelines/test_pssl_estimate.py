@@ -18,7 +18,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipelines import schema
-from pipelines.labels import LabelSpace, encode_label
+from pipelines.codecs import encode_label
+from pipelines.labels import LabelSpace
 from pipelines.pssl_estimate import PsslEstimate, estimate_pssl
 from pipelines.pssl_plan import pssl_label_space
 from pipelines.pssl_sample import take_samples

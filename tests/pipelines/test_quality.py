@@ -15,10 +15,11 @@ from jobs import check as check_verb
 from jobs.report import write_report
 from jobs.specs import CheckJob, TrackingSpec
 from pipelines import quality
+from pipelines.codecs import encode_label
 from pipelines.ingest import PairedCommits, worker_args
 from pipelines.ingest_plan import plan_ingest
 from pipelines.ingest_worker import IngestWorker
-from pipelines.labels import LabelSpace, encode_label
+from pipelines.labels import LabelSpace
 from pipelines.quality import QualityReport, check_dataset
 from pipelines.schema import LABELS, ShardKey
 from pipelines.shards import ComputeSpec, RunStats, ShardTask

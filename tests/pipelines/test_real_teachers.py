@@ -14,9 +14,10 @@ from PIL import Image
 
 from pipelines.autolabel import run_autolabel
 from pipelines.autolabel_plan import plan_autolabel, plan_derived
+from pipelines.codecs import decode_label
 from pipelines.images import decode_image
 from pipelines.keep import KeepSpec
-from pipelines.labels import LabelSpace, decode_label
+from pipelines.labels import LabelSpace
 from pipelines.schema import ShardKey
 from pipelines.shards import ComputeSpec
 from pipelines.tables import Dataset, DatasetInfo, write_shard

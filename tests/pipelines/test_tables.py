@@ -11,8 +11,9 @@ import pytest
 from deltalake import DeltaTable
 
 from pipelines import storage
-from pipelines.labels import LabelSpace, encode_label
-from pipelines.schema import LABELS, Receipt, ShardKey
+from pipelines.codecs import encode_label
+from pipelines.labels import LabelSpace
+from pipelines.schema import LABELS, Receipt, ShardKey, shard_rows
 from pipelines.tables import ConcurrentWriteError, Dataset, DatasetInfo, Table, read_shard_file, write_shard
 
 SPACE = LabelSpace(names=("a", "b"))
@@ -24,14 +25,12 @@ def info(**source: Any) -> DatasetInfo:
 
 def rows(count: int, *, start: int = 0, rejected: int = 0) -> pa.Table:
     codes = [encode_label(np.full((3, 4), i % 2, np.uint8)) for i in range(count)]
-    return pa.table(
-        {
-            "id": [f"i{start + i}" for i in range(count)],
-            "label": pa.array([None if i < rejected else codes[i] for i in range(count)], pa.binary()),
-            "confidence": pa.array([None] * count, pa.binary()),
-            "reason": pa.array(["bad" if i < rejected else None for i in range(count)], pa.string()),
-        }
-    )
+    columns: dict[str, list[Any]] = {
+        "id": [f"i{start + i}" for i in range(count)],
+        "label": [None if i < rejected else codes[i] for i in range(count)],
+        "reason": ["bad" if i < rejected else None for i in range(count)],
+    }
+    return shard_rows(columns, columns_of=LABELS)
 
 
 @pytest.fixture
@@ -197,3 +196,27 @@ def test_rows_and_rejects_are_counted_across_a_checkpoint_of_the_log(labels: Tab
     again = Table.open(labels.uri)
     assert (len(again.files()), again.counts().rows, again.counts().rejected) == (102, 204, 51)
     assert again.label_digest() == labels.label_digest()
+
+
+def test_a_label_set_names_its_codecs_and_one_with_an_unknown_codec_is_refused(tmp_path: Path) -> None:
+    dataset = Dataset.create(str(tmp_path / "d"), info())
+    table = dataset.create_labels("human", label_space=SPACE, plan={})
+    assert table.info["codecs"] == {"label": "contour-zstd", "confidence": "rle-zstd"}
+    dataset.create_labels("later", label_space=SPACE, plan={}, codecs={"label": "contour-zstd2"})
+    message = r"labels/later: column 'label' is coded with 'contour-zstd2' \(did you mean 'contour-zstd'\?\)"
+    with pytest.raises(ValueError, match=message):
+        dataset.labels("later")
+
+
+def test_a_label_set_with_deciles_is_not_continued_without(tmp_path: Path) -> None:
+    dataset = Dataset.create(str(tmp_path / "d"), info())
+    codecs = {"label": "contour-zstd", "confidence": "rle-zstd", "deciles": "nibble-zstd"}
+    dataset.create_labels("pssl", label_space=SPACE, plan={}, codecs=codecs)
+    with pytest.raises(ValueError, match=r"codecs.deciles: now null, there \"nibble-zstd\""):
+        dataset.create_labels("pssl", label_space=SPACE, plan={})
+
+
+def test_what_a_shard_does_not_give_is_null() -> None:
+    found = shard_rows({"id": ["a", "b"], "label": [b"x", None]}, columns_of=LABELS)
+    assert found.column_names == ["id", "label", "confidence", "deciles", "reason"]
+    assert found.column("deciles").null_count == 2
