@@ -100,7 +100,7 @@ def _cpu_seconds(work: Callable[[], object], repeat: int) -> float:
 
 
 def command(description: str | None, *benchmarks: Benchmark) -> None:
-    """Run benchmarks as a command: print every entry as it comes, write all as JSON where asked to.
+    """Run benchmarks as a command: print every entry as it comes, write all so far as JSON where asked to.
 
     One torch thread, so that CPU-seconds are those of the work and not of threads that wait for each other.
     """
@@ -115,8 +115,8 @@ def command(description: str | None, *benchmarks: Benchmark) -> None:
         for name, entry in benchmark(Effort(arguments.pairs, arguments.tiny)).items():
             entries[name] = entry
             print(f"{name:<32} {entry}", flush=True)
-    if arguments.output:
-        write(entries, Path(arguments.output))
+        if arguments.output:
+            write(entries, Path(arguments.output))
 
 
 def write(entries: Entries, path: Path) -> None:

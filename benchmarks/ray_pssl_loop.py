@@ -2,11 +2,11 @@
 
     SEGRAY_DATA=../shared/data python -m benchmarks.ray_pssl_loop
 
-Both label the same photographs with the same two classifiers in one worker process; the labels are equal bytes. Ours
-hands addresses of shards to Ray Data, its worker reads them and writes a Parquet file each, the driver commits. The
-loop is a `multiprocessing.Pool` that reads JPEG files and writes label files. Counted is the CPU time of driver and
-workers between the result of the first shard and that of the last one, so that starting up is no part of it. What Ray's
-own services (scheduler, object store, logs) burn beside that is printed apart.
+Both label the same photographs with the same two classifiers in two worker processes; the labels are equal bytes. Ours
+hands addresses of shards to Ray Data, its workers read them and write a Parquet file each, the driver commits. The loop
+is a `multiprocessing.Pool` that reads JPEG files and writes label files. Counted is the CPU time of driver and workers
+from the moment that the workers are built to the last image's result. What Ray's own services (scheduler, object
+store, logs) burn meanwhile is printed apart.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import statistics
 import tempfile
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 
@@ -34,6 +37,7 @@ from pipelines.labels import LabelSpace
 from pipelines.pssl import PsslWork, plan_pssl, run_pssl
 from pipelines.pssl_plan import LabelPlan, build_ensemble
 from pipelines.pssl_spec import EnsembleSpec, PsslSpec
+from pipelines.pssl_worker import PsslWorker
 from pipelines.shards import ComputeSpec
 from pipelines.sources.imagenet import ImageNetSource
 from pipelines.tables import Dataset
@@ -46,7 +50,10 @@ from seg_models.weights.collected import collected_ensemble
 
 CLASSIFIERS = ("mobilenetv1_100_224", "mobilenetv2_100_224_tv")
 SETTINGS = PsslSpec(explainer=SmoothGradSpec(samples=4, score="logit"), resize="square", numerics=Numerics(chunk=4))
-ONE_WORKER = ComputeSpec(actors=1)
+NUM_WORKERS = 2
+COMPUTE = ComputeSpec(actors=NUM_WORKERS)
+SAME_PRIORITY = {"RAY_worker_niceness": "0"}
+"""Else Ray's workers stand back wherever anything else runs, while the driver's clock ticks on."""
 
 
 class Task(NamedTuple):
@@ -58,23 +65,64 @@ class Task(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Moment:
-    """CPU-seconds spent until a number of images was done."""
+class Spent:
+    """CPU-seconds so far."""
 
-    images: int
     wall_s: float
     work: dict[int, float]
     """Of the driver and of each worker, by process id."""
     services_s: float
+    """Of all other processes below the driver."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What the images between two moments cost."""
+    """What a run's images cost, starting up left out."""
 
     images_per_cpu_s: float
+    driver_cores: float
+    """Cores that the driver keeps busy."""
     service_cores: float
-    """Cores kept busy by everything that is neither driver nor worker."""
+    """Cores that everything else but driver and workers keeps busy."""
+
+
+class Meter:
+    """Measures a run whose workers call `tell_ready` with its folder when they are built."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self._start: Spent | None = None
+        self._end: Spent | None = None
+        self._images = 0
+        self._watch = threading.Thread(target=self._wait, daemon=True)
+        self._watch.start()
+
+    def _wait(self) -> None:
+        while len(list(self.folder.iterdir())) < NUM_WORKERS:
+            time.sleep(0.05)
+        self._start = spent()
+
+    def done(self, images: int) -> None:
+        """So many images have their result."""
+        self._images, self._end = images, spent()
+
+    def cost(self) -> Cost:
+        """After the last image. A worker counts from when it was ready itself."""
+        start, end = self._start, self._end
+        assert start is not None
+        assert end is not None
+        ready = {int(file.name): float(file.read_text()) for file in self.folder.iterdir()}
+        wall_s, driver = end.wall_s - start.wall_s, os.getpid()
+        driver_s = end.work[driver] - start.work[driver]
+        workers_s = sum(end.work[pid] - before for pid, before in ready.items())
+        services_s = end.services_s - start.services_s
+        return Cost(self._images / (driver_s + workers_s), driver_s / wall_s, services_s / wall_s)
+
+
+def tell_ready(folder: Path) -> None:
+    """Leave this process's CPU time in the meter's folder."""
+    (folder / str(os.getpid())).write_text(str(time.process_time()))
 
 
 def entries(effort: Effort) -> Entries:
@@ -83,17 +131,20 @@ def entries(effort: Effort) -> Entries:
     for needed in (PROC / "self/stat", data / "images/imagenet-sample-1000", data / "weights/imagenet-classifiers"):
         if not needed.exists():
             return {"ray_pssl_loop": Skipped(f"needs {needed}")}
-    shard_images, num_images = (2, 6) if effort.tiny else (16, 128)
-    with tempfile.TemporaryDirectory() as folder:
-        root, tasks = prepare(data, Path(folder), num_images=num_images, shard_images=shard_images)
+    shard_images, num_images = (2, 6) if effort.tiny else (8, 64)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        root, tasks = prepare(data, folder, num_images=num_images, shard_images=shard_images)
         pairs = []
         for number in range(effort.pairs):
             work = plan(root, data, labels=f"run{number}")
-            pairs.append((ours(work), loop(work, tasks, moment_every=shard_images)))
+            first = ours(work, Meter(folder / f"ours{number}"))
+            pairs.append((first, loop(work, tasks, Meter(folder / f"loop{number}"))))
             check_equal(work, tasks)
     rates = [(first.images_per_cpu_s, second.images_per_cpu_s) for first, second in pairs]
-    services = max(first.service_cores for first, _ in pairs)
-    note = f"beside it Ray's services burn {services:.3f} cores"
+    driver = statistics.median(first.driver_cores for first, _ in pairs)
+    services = statistics.median(first.service_cores for first, _ in pairs)
+    note = f"driver {driver:.3f} cores; beside both, Ray's services {services:.3f}"
     return {"ray_pssl_loop": median_pair(rates, unit="images/CPU-s", more_is_better=True, note=note)}
 
 
@@ -107,8 +158,8 @@ def prepare(data: Path, folder: Path, *, num_images: int, shard_images: int) -> 
     for row in csv.DictReader(lines, delimiter="\t"):
         shutil.copy(origin / row["file"], source)
     settings = plan_ingest(ImageNetSource(root=str(source)), dataset=str(folder / "set"), shard_rows=shard_images)
-    with ray_session(ONE_WORKER):
-        ingest(settings, compute=ONE_WORKER)
+    with ray_session(COMPUTE):
+        ingest(settings, compute=COMPUTE)
     return settings.root, write_files(Dataset.open(settings.root), folder / "files")
 
 
@@ -128,26 +179,33 @@ def plan(root: str, data: Path, *, labels: str) -> PsslWork:
     """A label set to be made by two real classifiers, four noisy copies each."""
     known = collected_ensemble(str(data / "weights/imagenet-classifiers"))
     chosen = EnsembleSpec(classifiers=tuple(spec for spec in known if spec.title in CLASSIFIERS))
-    return plan_pssl(root, labels=labels, pssl=SETTINGS, ensemble=chosen, compute=ONE_WORKER)
+    return plan_pssl(root, labels=labels, pssl=SETTINGS, ensemble=chosen, compute=COMPUTE)
 
 
-def ours(work: PsslWork) -> Cost:
+class ReadyWorker(PsslWorker):
+    """The worker of a job, which says when it is built."""
+
+    def __init__(self, *, ready: Path, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        tell_ready(ready)
+
+
+def ours(work: PsslWork, meter: Meter) -> Cost:
     """The label set made on a local Ray."""
-    moments: list[Moment] = []
-    with ray_session(ONE_WORKER):
-        run_pssl(work, compute=ONE_WORKER, on_progress=lambda _, images: moments.append(moment(images)))
-    return cost(moments)
+    watched = replace(work, worker=ReadyWorker, worker_args={**work.worker_args, "ready": meter.folder})
+    with mock.patch.dict(os.environ, SAME_PRIORITY), ray_session(COMPUTE):
+        run_pssl(watched, compute=COMPUTE, on_progress=lambda _, images: meter.done(images))
+    return meter.cost()
 
 
-def loop(work: PsslWork, tasks: list[Task], *, moment_every: int) -> Cost:
-    """The same labels by a pool of one process."""
-    moments: list[Moment] = []
-    given = work.worker_args
-    with get_context("spawn").Pool(1, start_worker, (given["plan"], given["classifiers"], given["space"])) as pool:
-        for images, _ in enumerate(pool.imap(label_file, tasks), 1):
-            if images % moment_every == 0:
-                moments.append(moment(images))
-    return cost(moments)
+def loop(work: PsslWork, tasks: list[Task], meter: Meter) -> Cost:
+    """The same labels by a pool of processes."""
+    given = (work.worker_args["plan"], work.worker_args["classifiers"], work.space, meter.folder)
+    with get_context("spawn").Pool(NUM_WORKERS, start_worker, given) as pool:
+        for _ in pool.imap(label_file, tasks):
+            pass
+        meter.done(len(tasks))
+    return meter.cost()
 
 
 class _Worker(NamedTuple):
@@ -158,10 +216,13 @@ class _Worker(NamedTuple):
 _worker: list[_Worker] = []  # what a process of the pool holds
 
 
-def start_worker(label_plan: LabelPlan, classifiers: tuple[ClassifierSpec, ...], space: LabelSpace) -> None:
+def start_worker(
+    label_plan: LabelPlan, classifiers: tuple[ClassifierSpec, ...], space: LabelSpace, ready: Path
+) -> None:
     """Build the ensemble in a process of the pool."""
     torch.set_num_threads(label_plan.threads)
     _worker.append(_Worker(build_ensemble(label_plan, classifiers), space))
+    tell_ready(ready)
 
 
 def label_file(task: Task) -> None:
@@ -190,25 +251,17 @@ def check_equal(work: PsslWork, tasks: list[Task]) -> None:
         label_path(task).unlink()
 
 
-def moment(images: int) -> Moment:
+def spent() -> Spent:
     """What this process and all below it have spent so far."""
     running = family(os.getpid()).values()
-    workers = [process for process in running if process.pid == os.getpid() or is_worker(process)]
-    services = sum(process.cpu_s for process in running) - sum(process.cpu_s for process in workers)
-    return Moment(images, time.monotonic(), {process.pid: process.cpu_s for process in workers}, services)
+    work = {process.pid: process.cpu_s for process in running if process.pid == os.getpid() or is_worker(process)}
+    services_s = sum(process.cpu_s for process in running if process.pid not in work)
+    return Spent(time.monotonic(), work, services_s)
 
 
 def is_worker(process: Process) -> bool:
-    """Whether a process is one of Ray's workers or one of the pool's."""
-    return any(mark in process.command for mark in ("ray::", "default_worker.py", "multiprocessing.spawn"))
-
-
-def cost(moments: list[Moment]) -> Cost:
-    """From the first moment to the last."""
-    first, last = moments[0], moments[-1]
-    cpu_s = sum(spent - first.work.get(pid, 0.0) for pid, spent in last.work.items())
-    services = (last.services_s - first.services_s) / (last.wall_s - first.wall_s)
-    return Cost((last.images - first.images) / cpu_s, services)
+    """Whether a process is an actor of our pool of workers, or of the loop's."""
+    return any(mark in process.command for mark in ("ray::MapWorker", "multiprocessing.spawn"))
 
 
 if __name__ == "__main__":

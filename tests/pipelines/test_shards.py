@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.data._internal.execution import streaming_executor_state
 
 from pipelines.schema import Receipt, ShardKey
 from pipelines.shards import CommitBuffer, ComputeSpec, RunStats, ShardError, ShardTask, num_actors, run_shards
@@ -151,3 +153,8 @@ def test_receipts_do_not_wait_longer_than_allowed() -> None:
     buffer = CommitBuffer(lambda held: commits.append(len(held)), max_receipts=100, max_seconds=0.0)
     buffer.add([receipt(0)])
     assert commits == [1]
+
+
+def test_rays_executor_still_waits_by_the_name_that_we_set() -> None:
+    waits = inspect.getsource(streaming_executor_state.process_completed_tasks)
+    assert "timeout=WAIT_FOR_TASK_COMPLETION_TIMEOUT_S" in waits
