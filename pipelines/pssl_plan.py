@@ -17,6 +17,7 @@ from pipelines import machine, storage
 from pipelines.labels import LabelSpace
 from pipelines.pssl_spec import PsslSpec
 from seg_models.ensemble import Ensemble
+from seg_models.memory import keep_freed_memory
 from seg_models.numerics import Numerics
 from seg_models.probe import fastest_numerics
 from seg_models.spec import Spec
@@ -121,6 +122,7 @@ def _probe(classifier: ClassifierSpec, *, device: Device) -> Numerics:
             "pssl.numerics = 'probe' measures on the machine that starts the job, which has no GPU: start it on a "
             "GPU machine, or give the numerics (dtype, channels_last, chunk, …)"
         )
+    keep_freed_memory()
     return fastest_numerics(build_classifier(classifier).network, classifier, device=device)
 
 
@@ -160,6 +162,7 @@ def build_ensemble(plan: LabelPlan, classifiers: tuple[ClassifierSpec, ...]) -> 
     Raises:
         ValueError: weights that are missing here or differ from the plan's.
     """
+    keep_freed_memory()
     settings = PsslSpec.model_validate(plan.settings)
     built = [
         build_classifier(

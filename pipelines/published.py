@@ -12,6 +12,7 @@ from pipelines import storage
 from pipelines.labels import LabelSpace
 from pipelines.shards import ComputeSpec
 from seg_models.checkpoints import MODEL_FILE, WEIGHTS_FILE, LoadedModel, load_model
+from seg_models.memory import keep_freed_memory
 from seg_models.predictor import Predictor, PredictorSpec
 
 Device = Literal["cpu", "cuda"]
@@ -78,6 +79,7 @@ def make_predictor(checkpoint: Checkpoint, *, spec: PredictorSpec, device: Devic
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"compute.gpus: machine {os.uname().nodename} has no GPU that torch can use")
     torch.set_num_threads(threads)
+    keep_freed_memory()
     return Predictor(load_checkpoint(checkpoint, device=device).model, spec=spec, device=device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.study.maps import Depth, maps_of
+from benchmarks.study.maps import Depth, Maps, maps_of
 from benchmarks.study.photos import SETS, Photo, photos_of
 from benchmarks.study.rules import PLAIN_AND_GUIDED, Rule, label_quality, labels_by, quality, rules, scores_by
+from seg_models.memory import keep_freed_memory
+from seg_models.ranks import deciles
 
 Row = dict[str, Any]
 
@@ -38,19 +41,20 @@ def measure(photo: Photo, *, name: str, study: Study) -> str:
     path = study.rows_path(name, photo)
     if not path.exists():
         torch.set_num_threads(1)
+        keep_freed_memory()
         maps = maps_of(photo, data=study.data, folder=study.output / "maps" / name, depth=study.depth)
         kinds = sorted({key.partition("/")[0] for key in maps})
         mask, image = photo.mask(), torch.from_numpy(photo.image().copy()).permute(2, 0, 1)
         rows = [
             row | {"set": name, "photo": photo.id} for rule in rules(kinds) for row in _rows(rule, maps, image, mask)
         ]
-        rows += _control(photo, mask)
+        rows += [*_control(photo, mask), *_low_precision(photo, maps, image)]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(rows))
     return photo.id
 
 
-def _rows(rule: Rule, maps: Any, image: torch.Tensor, mask: np.ndarray[Any, Any]) -> list[Row]:
+def _rows(rule: Rule, maps: Maps, image: torch.Tensor, mask: np.ndarray[Any, Any]) -> list[Row]:
     found = scores_by(rule, maps, image)
     scores = np.zeros(mask.shape) if found is None else found.numpy()
     common: Row = {
@@ -68,6 +72,18 @@ def _rows(rule: Rule, maps: Any, image: torch.Tensor, mask: np.ndarray[Any, Any]
             common | {"axis": "share", "label": key} | label_quality(chosen, mask) for key, chosen in labels.items()
         ]
     return rows
+
+
+def _low_precision(photo: Photo, maps: Maps, image: torch.Tensor) -> Iterator[Row]:
+    """How many pixels of the top decile are the same when classifiers are computed in bfloat16."""
+    for smoothing in PLAIN_AND_GUIDED:
+        exact, low = (scores_by(Rule(kind, smoothing=smoothing), maps, image) for kind in ("logit.1", "bfloat16"))
+        assert exact is not None
+        assert low is not None
+        same = (deciles(exact.numpy()) == 9) & (deciles(low.numpy()) == 9)
+        rule = Rule("bfloat16", smoothing=smoothing)
+        common: Row = {"axis": "bfloat16", "kind": rule.kind, "smoothing": rule.smoothing_name, "photo": photo.id}
+        yield common | {"same": 10 * float(same.mean())}
 
 
 def _control(photo: Photo, mask: np.ndarray[Any, Any]) -> list[Row]:

@@ -48,7 +48,7 @@ def means(rows: Iterable[Row], *, axis: str) -> list[Row]:
 
 def _mean(key: tuple[Any, ...], group: list[Row]) -> Row:
     named = {name: value for name, value in zip(KEYS, key, strict=True) if value is not None}
-    numbers = [name for name in (*MEASURES, "share", "recall") if name in group[0]]
+    numbers = [name for name in (*MEASURES, "share", "recall", "same") if name in group[0]]
     photos = len({row["photo"] for row in group})
     return named | {"photos": photos} | {name: float(np.mean([row[name] for row in group])) for name in numbers}
 

@@ -201,7 +201,7 @@ def test_rows_and_rejects_are_counted_across_a_checkpoint_of_the_log(labels: Tab
 def test_a_label_set_names_its_codecs_and_one_with_an_unknown_codec_is_refused(tmp_path: Path) -> None:
     dataset = Dataset.create(str(tmp_path / "d"), info())
     table = dataset.create_labels("human", label_space=SPACE, plan={})
-    assert table.info["codecs"] == {"label": "contour-zstd", "confidence": "rle-zstd"}
+    assert table.info["codecs"] == {"label": "contour-zstd", "confidence": "pyramid-zstd"}
     dataset.create_labels("later", label_space=SPACE, plan={}, codecs={"label": "contour-zstd2"})
     message = r"labels/later: column 'label' is coded with 'contour-zstd2' \(did you mean 'contour-zstd'\?\)"
     with pytest.raises(ValueError, match=message):
@@ -210,7 +210,7 @@ def test_a_label_set_names_its_codecs_and_one_with_an_unknown_codec_is_refused(t
 
 def test_a_label_set_with_deciles_is_not_continued_without(tmp_path: Path) -> None:
     dataset = Dataset.create(str(tmp_path / "d"), info())
-    codecs = {"label": "contour-zstd", "confidence": "rle-zstd", "deciles": "nibble-zstd"}
+    codecs = {"label": "contour-zstd", "confidence": "pyramid-zstd", "deciles": "nibble-zstd"}
     dataset.create_labels("pssl", label_space=SPACE, plan={}, codecs=codecs)
     with pytest.raises(ValueError, match=r"codecs.deciles: now null, there \"nibble-zstd\""):
         dataset.create_labels("pssl", label_space=SPACE, plan={})
