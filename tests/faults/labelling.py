@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,8 @@ from pipelines import schema
 from pipelines.labels import LabelSpace
 from pipelines.schema import ShardKey
 from pipelines.tables import Dataset, DatasetInfo, write_shard
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_dataset(root: str, *, shards: int = 8, rows: int = 4) -> Dataset:
@@ -68,30 +69,37 @@ def settings(dataset: str, weights: Path, *, samples: int, **compute: Any) -> di
 
 
 # The real command line, with every receipt committed at once, so that there is something to interrupt. With a gate
-# (a folder), drivers that have seen what is committed wait there for each other.
+# (a folder), drivers that have seen what is committed wait there for each other. Without Ray, shards run in the driver.
 _DRIVER = """
-import os, sys, time
+import contextlib, os, sys, time
 from pathlib import Path
+from jobs import cli, label_job
 from pipelines import label_run, shards
+from tests.inline_shards import run_inline
 def buffer(commit):
     if gate:
         Path(gate, str(os.getpid())).touch()
-        while len(os.listdir(gate)) < 2:
+        end = time.monotonic() + 120  # the other may have ended
+        while len(os.listdir(gate)) < 2 and time.monotonic() < end:
             time.sleep(0.05)
     return shards.CommitBuffer(commit, max_receipts=1)
-*arguments, gate = sys.argv[1:]
+*arguments, gate, engine = sys.argv[1:]
 label_run.CommitBuffer = buffer
-from jobs.cli import main
-main(arguments)
+if engine == "inline":
+    label_run.run_shards, label_job.preflight = run_inline, lambda job: None
+    label_job.ray_session = lambda compute: contextlib.nullcontext()
+cli.main(arguments)
 """
 
 
-def start(job: Mapping[str, Any], file: Path, *, gate: Path | str = "") -> subprocess.Popen[bytes]:
+def start(
+    job: Mapping[str, Any], file: Path, *, gate: Path | str = "", engine: Literal["ray", "inline"] = "ray"
+) -> subprocess.Popen[bytes]:
     """`segray pssl` on a job; what it prints goes beside the job file, see `printed`."""
     file.write_text(json.dumps(job))
     with file.with_suffix(".log").open("wb") as log:
-        command = [sys.executable, "-c", _DRIVER, "pssl", str(file), str(gate)]
-        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=dict(os.environ))
+        command = [sys.executable, "-c", _DRIVER, "pssl", str(file), str(gate), engine]
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=ROOT)
 
 
 def printed(file: Path) -> str:
