@@ -12,7 +12,7 @@ import resource, sys, torch
 from seg_models.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
-for number in range(6):
+for number in range(15):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     held = [torch.ones(10 * 2**20) for _ in range(2)]  # 40 MB each, like activations
     del held
