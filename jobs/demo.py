@@ -23,7 +23,6 @@ from jobs.walk import Verbs, Walk, closing, summarise
 from jobs.walk_report import write_walk_report
 from pipelines.pssl_spec import PsslSpec
 from pipelines.sources import FolderSource, ImageNetSource
-from seg_models.explain import SmoothGradSpec
 from seg_models.predictor import PredictorSpec
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe
 
@@ -90,10 +89,8 @@ class Demo(Verbs):
         stage("ingest_unlabelled", partial(self.ingest, "unlabelled", self.unlabelled()))
         stage("ingest_photos", partial(self.ingest, "photos", ImageNetSource(root=str(self.images / "photos"))))
         own = {"classifiers": stage("classifiers", self.classifiers)["classifiers"]}
-        few = SmoothGradSpec(samples=4, score="logit")
-        stage("pssl", partial(self.pssl, "objects", ensemble=own, settings=PsslSpec(explainer=few)))
-        lite = partial(self.pssl, "photos", ensemble="efficientnet_lite", settings=PsslSpec(explainer=few))
-        stage("pssl_photos", lite)
+        stage("pssl", partial(self.pssl, "objects", ensemble=own, settings=PsslSpec()))
+        stage("pssl_photos", partial(self.pssl, "photos", ensemble="efficientnet_lite", settings=PsslSpec()))
         stage("pretrain", self.pretrain)
         stage("train_scratch", partial(self.finetune, "scratch"))
         stage("train_pssl", partial(self.finetune, "pssl"))
