@@ -30,6 +30,7 @@ from benchmarks.networks import fast_form, random_network
 from seg_models.ensemble import Ensemble, Query
 from seg_models.explain import SmoothGradSpec
 from seg_models.ranks import deciles
+from seg_models.smoothing import GuidedSpec
 from seg_models.weights.classifiers import Classifier
 from seg_models.weights.timm15 import timm15_ensemble
 
@@ -170,11 +171,13 @@ def ensemble_entries(best: Mapping[str, Timed], plan: Plan) -> Results:
     members = [member(name, timed, plan) for name, timed in best.items()]
     pixels = np.random.default_rng(0).integers(0, 256, (375, 500, 3), dtype=np.uint8)
     each = max(1, plan.fast_passes // len(members))
-    for title, samples in (("paper", plan.samples), ("fast", each)):
-        spec = SmoothGradSpec(samples=samples)
-        ensemble = Ensemble(members, explainer=spec, resize="square", device=plan.device)
+    for title, spec, smoothing in (
+        ("paper", SmoothGradSpec(samples=plan.samples), None),
+        ("fast", SmoothGradSpec(samples=each, score="logit"), GuidedSpec()),
+    ):
+        ensemble = Ensemble(members, explainer=spec, smoothing=smoothing, resize="square", device=plan.device)
         ms = median_ms(partial(label, ensemble, pixels), plan.device) / ensemble.batch
-        note = f"{len(members)} classifiers, n={samples}, {ensemble.batch} images at once"
+        note = f"{len(members)} classifiers, n={spec.samples}, {ensemble.batch} images at once"
         yield f"images_per_s_{title}", Figure(1e3 / ms, "images/s", note)
         yield f"imagenet_hours_{title}", Figure(IMAGENET_IMAGES * ms / 3.6e6, "h", note)
 

@@ -10,7 +10,7 @@ and batch norms with the statistics of random images. Every entry says how alike
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import captum.attr
@@ -71,7 +71,14 @@ def compare(
     with mock.patch.object(torch, "normal", lambda mean, std: mean + std * case.noise):  # Captum's draw
         cosine = torch.cosine_similarity(our_map(model, case).flatten(), peer(case).double().flatten(), dim=0)
     note = f"n={len(case.noise)}, ours in {str(dtype).removeprefix('torch.')}, cosine {float(cosine):.6f}"
-    return cpu_pairs(lambda: our_map(model, case), lambda: peer(case), effort=effort, note=note)
+    return cpu_pairs(lambda: our_map(model, drawn(case)), lambda: peer(case), effort=effort, note=note)
+
+
+def drawn(case: Case) -> Case:
+    """The case with noise drawn anew, as Captum does in every call."""
+    height, width = case.image.shape[1:]
+    noise = unit_noise(seed=1, image_id="x", num_samples=len(case.noise), height=height, width=width)
+    return replace(case, noise=noise)
 
 
 def our_map(model: nn.Module, case: Case) -> Tensor:

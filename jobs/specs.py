@@ -184,6 +184,8 @@ class AutolabelJob(Job):
             raise ValueError("either `checkpoint` (a teacher) or `derive_from` (a label set that one wrote) is needed")
         if self.derive_from is not None and self.predictor != PredictorSpec():
             raise ValueError("predictor has no effect with derive_from: no teacher runs")
+        if self.derive_from is not None and self.compute.gpus > 0:
+            raise ValueError("compute.gpus has no effect with derive_from: no teacher runs")
         return self
 
 

@@ -113,8 +113,15 @@ def plan_derived(
 
 def _same_plan(dataset: Dataset, plan: dict[str, Any]) -> str | None:
     """A teacher's label set that follows this plan already."""
-    sets = (name for name in dataset.label_sets() if dataset.labels(name).info.get("plan") == plan)
-    return next(sets, None)
+    return next((name for name in dataset.label_sets() if _plan_of(dataset, name) == plan), None)
+
+
+def _plan_of(dataset: Dataset, name: str) -> Any:
+    """The plan of a label set; None where this version cannot read it, which is not what the user asked about."""
+    try:
+        return dataset.labels(name).info.get("plan")
+    except ValueError:
+        return None
 
 
 def _teachers_labels(dataset: Dataset, name: str) -> tuple[str, Table]:

@@ -36,6 +36,10 @@ FAST, SMALL = 1, 4  # levels of zstd; the second saves 2 % of contours for a twe
 MAX_INTERLEAVED = 0.2  # above it both ways are tried
 
 
+class MissingPackageError(ValueError):
+    """A codec's package is not installed here."""
+
+
 def encode_label(label: npt.NDArray[Any]) -> bytes:
     """Lossless code of a (H, W) uint8 or uint16 class map: as contours, or as runs along the rows where that is less.
 
@@ -93,6 +97,16 @@ def best_decile_codec() -> str:
     return LOCO_CODEC if find_spec("imagecodecs") else DECILE_CODEC
 
 
+def check_decile_codec(codec: str) -> None:
+    """Make sure that this machine can write and read deciles in a codec.
+
+    Raises:
+        MissingPackageError: its package is not installed.
+    """
+    if codec == LOCO_CODEC:
+        imagecodecs()
+
+
 def check_codecs(named: Mapping[str, str] | None, *, where: str) -> None:
     """Make sure that this version reads the codecs that a table's metadata names.
 
@@ -119,7 +133,7 @@ def imagecodecs() -> Any:
     try:
         return import_module("imagecodecs")
     except ImportError as error:
-        raise ValueError("JPEG-LS and JPEG XL need imagecodecs: install the extra `archive`") from error
+        raise MissingPackageError("JPEG-LS and JPEG XL need imagecodecs: install the extra `archive`") from error
 
 
 def value_runs(flat: npt.NDArray[D]) -> tuple[npt.NDArray[D], npt.NDArray[np.int64]]:
@@ -142,6 +156,8 @@ def _decode(data: bytes, layouts: Mapping[int, Callable[[Frame], Label]]) -> Lab
         if frame.layout not in layouts:
             raise ValueError(f"layout {frame.layout} is unknown")
         label = layouts[frame.layout](frame)
+    except MissingPackageError:
+        raise  # nothing is wrong with the code
     except (struct.error, zstandard.ZstdError, ValueError, OverflowError) as error:
         raise ValueError(f"damaged label code of {len(data)} bytes: {error}") from error
     return label

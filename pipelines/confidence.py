@@ -11,6 +11,7 @@ Shapes: H W pixels; a level is the (r, c) grid of pixels that one step of the la
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ TOP = 32  # the first grid holds every 32nd pixel of every 32nd row
 
 _MAGIC = b"SGC1"
 _HEADER = struct.Struct("<4sII4I")  # magic, height, width, bytes of the first four of the five frames
+_CHECKSUM = struct.Struct("<I")  # CRC-32 of all before it
 _LEVEL = 9  # of zstd
 Steps = npt.NDArray[np.uint8]
 
@@ -58,7 +60,8 @@ def encode_steps(steps: Steps) -> bytes:
         writer.add(level.pixels(steps).astype(np.int16).reshape(-1)[guess.order] - guess.values, up=guess.up)
     frames = [_compress(part) for part in (steps[::TOP, ::TOP].tobytes(), *writer.streams())]
     header = _HEADER.pack(_MAGIC, *steps.shape, *(len(frame) for frame in frames[:-1]))
-    return header + b"".join(frames)
+    code = header + b"".join(frames)
+    return code + _CHECKSUM.pack(zlib.crc32(code))
 
 
 def decode_steps(data: bytes) -> Steps:
@@ -73,7 +76,10 @@ def decode_steps(data: bytes) -> Steps:
         raise ValueError(f"damaged confidence code of {len(data)} bytes: {error}") from error
 
 
-def _decode(data: bytes) -> Steps:
+def _decode(coded: bytes) -> Steps:
+    data, checksum = coded[: -_CHECKSUM.size], coded[-_CHECKSUM.size :]
+    if _CHECKSUM.unpack(checksum)[0] != zlib.crc32(data):
+        raise ValueError("its checksum differs")
     magic, height, width, *lengths = _HEADER.unpack_from(data)
     if magic != _MAGIC:
         raise ValueError("no confidence code")

@@ -32,10 +32,11 @@ def _by_name(value: Any) -> Any:
 
 def _in_twentieths(value: float) -> float:
     """Confidence is stored in twentieths: a threshold between two of them would say what nobody can check."""
-    low = int(value * CONFIDENCE_STEPS + 1e-9)
-    if not 0 <= value <= 1 or abs(value * CONFIDENCE_STEPS - round(value * CONFIDENCE_STEPS)) > 1e-9:
-        below, above = low / CONFIDENCE_STEPS, (low + 1) / CONFIDENCE_STEPS
-        near = f"{below:g} or {above:g}" if 0 <= value <= 1 else "0..1"
+    if not 0 <= value <= 1:
+        raise ValueError(f"found {value:g}; confidence is kept in twentieths, use 0..1")
+    if abs(value * CONFIDENCE_STEPS - round(value * CONFIDENCE_STEPS)) > 1e-9:
+        low = int(value * CONFIDENCE_STEPS)
+        near = f"{low / CONFIDENCE_STEPS:g} or {(low + 1) / CONFIDENCE_STEPS:g}"
         raise ValueError(f"found {value:g}; confidence is kept in twentieths, use {near}")
     return value
 
@@ -47,10 +48,10 @@ Threshold = Annotated[float, BeforeValidator(_by_name), AfterValidator(_in_twent
 class BorderSpec(Spec):
     """Margins of the frame that become void, for what a camera's own car or a lens covers."""
 
-    top: float = Field(0, ge=0)
-    bottom: float = Field(0, ge=0)
-    left: float = Field(0, ge=0)
-    right: float = Field(0, ge=0)
+    top: float = Field(0, ge=0, allow_inf_nan=False)
+    bottom: float = Field(0, ge=0, allow_inf_nan=False)
+    left: float = Field(0, ge=0, allow_inf_nan=False)
+    right: float = Field(0, ge=0, allow_inf_nan=False)
     unit: Literal["px", "share"] = "px"
     """`px`: pixels of the stored image; `share`: of its height and width, rounded to pixels."""
 

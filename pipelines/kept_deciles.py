@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.codecs import LABEL_CODECS, best_decile_codec, encode_deciles
+from pipelines.codecs import LABEL_CODECS, best_decile_codec, check_decile_codec, encode_deciles
 from pipelines.tables import Dataset
 from seg_models.ranks import deciles
 
@@ -17,12 +17,14 @@ def codecs_of_pssl(dataset: Dataset, labels: str, *, keep_deciles: bool) -> dict
     """Codecs of a label set of pseudo-labels; one that was begun keeps the codec of its deciles.
 
     Raises:
-        ValueError: the label set has a codec that this version does not know.
+        ValueError: the label set has a codec that this version does not know, or this machine has not.
     """
     if not keep_deciles:
         return dict(LABEL_CODECS)
     begun = dataset.labels(labels).info["codecs"] if labels in dataset.label_sets() else {}
-    return {**LABEL_CODECS, "deciles": begun.get("deciles") or best_decile_codec()}
+    codec = begun.get("deciles") or best_decile_codec()
+    check_decile_codec(codec)
+    return {**LABEL_CODECS, "deciles": codec}
 
 
 class KeptDeciles:
@@ -33,6 +35,8 @@ class KeptDeciles:
     """
 
     def __init__(self, codec: str | None) -> None:
+        if codec is not None:
+            check_decile_codec(codec)
         self._codec = codec
         self._codes: dict[str, bytes] = {}
 

@@ -55,7 +55,7 @@ class PsslEstimate:
     measured_images: int
     classifiers: tuple[ClassifierTime, ...]
     other_seconds: float
-    """Of an image beside the classifiers: decode, label, encode."""
+    """Of an image beside the classifiers: decode, smooth, label, encode."""
     label_bytes: float
     decile_bytes: float
     """Bytes of an image."""
@@ -104,6 +104,8 @@ def estimate_pssl(
 ) -> PsslEstimate:
     """Measure the classifiers of a job on this machine; the arguments are those of `make_pssl`.
 
+    Where the job would probe numerics, the default ones are measured: an upper bound.
+
     Args:
         seconds: about how long the classifiers are measured; building them comes on top.
 
@@ -126,7 +128,8 @@ def estimate_pssl(
             took, found = measure(classifier, samples, pssl, device=device, seconds=seconds / len(classifiers))
             times.append(took)
             maps.append(found)
-        sizes = label_sizes(mean_scores(maps, samples[0]), samples, opened, top_deciles=pssl.top_deciles)
+        map_size = max(classifier.size for classifier in classifiers)
+        sizes = label_sizes(mean_scores(maps, samples[0]), samples, opened, pssl=pssl, map_size=map_size)
     return PsslEstimate(
         device=device,
         compute=compute,

@@ -6,12 +6,14 @@ plan on one kind of CPU, labels are equal bytes, whatever the number of actors, 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import timm
 import torch
+from pydantic import ValidationError
 
 from pipelines import machine, storage
 from pipelines.labels import LabelSpace
@@ -21,7 +23,7 @@ from seg_models.memory import keep_freed_memory
 from seg_models.numerics import Numerics
 from seg_models.probe import fastest_numerics
 from seg_models.spec import Spec
-from seg_models.weights.classifiers import ClassifierSpec, build_classifier
+from seg_models.weights.classifiers import Classifier, ClassifierSpec, build_classifier
 from seg_models.weights.files import file_sha256, resolve_weights
 
 Device = Literal["cpu", "cuda"]
@@ -93,22 +95,24 @@ def _plan_of(
 ) -> ClassifierPlan:
     path = resolve_weights(classifier.weights_ref, sha256=classifier.weights_sha256)
     sha256 = file_sha256(path)
+    settings = classifier.model_dump(mode="json", exclude={"weights", "weights_sha256", "title", "numerics"})
     numerics = classifier.numerics or spec.numerics
     if numerics == "probe":
-        numerics = probed.get(sha256) or _probe(classifier, device=device)
-    return ClassifierPlan(
-        settings=classifier.model_dump(mode="json", exclude={"weights", "weights_sha256", "title", "numerics"}),
-        weights_sha256=sha256,
-        numerics=numerics,
-    )
+        numerics = probed.get(_key(settings, sha256)) or _probe(classifier, device=device)
+    return ClassifierPlan(settings=settings, weights_sha256=sha256, numerics=numerics)
 
 
 def _probed(earlier: Mapping[str, Any] | None) -> dict[str, Numerics]:
-    """What an earlier plan found, by the hash of the weights."""
-    if earlier is None or earlier.get("kind") != "pssl":
+    """What an earlier plan found for each classifier; nothing where it is another version's."""
+    try:
+        plans = LabelPlan.model_validate(earlier).classifiers
+    except ValidationError:
         return {}
-    plans = LabelPlan.model_validate(earlier).classifiers
-    return {plan.weights_sha256: plan.numerics for plan in plans}
+    return {_key(plan.settings, plan.weights_sha256): plan.numerics for plan in plans}
+
+
+def _key(settings: Mapping[str, Any], sha256: str) -> str:
+    return json.dumps([settings, sha256], sort_keys=True)
 
 
 def _probe(classifier: ClassifierSpec, *, device: Device) -> Numerics:
@@ -123,6 +127,7 @@ def _probe(classifier: ClassifierSpec, *, device: Device) -> Numerics:
             "GPU machine, or give the numerics (dtype, channels_last, chunk, …)"
         )
     keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False
     return fastest_numerics(build_classifier(classifier).network, classifier, device=device)
 
 
@@ -163,13 +168,10 @@ def build_ensemble(plan: LabelPlan, classifiers: tuple[ClassifierSpec, ...]) -> 
         ValueError: weights that are missing here or differ from the plan's.
     """
     keep_freed_memory()
+    torch.backends.cudnn.allow_tf32 = False  # else float32 is none on a GPU
     settings = PsslSpec.model_validate(plan.settings)
-    built = [
-        build_classifier(
-            classifier.model_copy(update={"weights_sha256": planned.weights_sha256}), numerics=planned.numerics
-        )
-        for classifier, planned in zip(local_weights(classifiers), plan.classifiers, strict=True)
-    ]
+    pairs = zip(local_weights(classifiers), plan.classifiers, strict=True)
+    built = [_as_planned(classifier, planned) for classifier, planned in pairs]
     return Ensemble(
         built,
         explainer=settings.explainer,
@@ -179,6 +181,15 @@ def build_ensemble(plan: LabelPlan, classifiers: tuple[ClassifierSpec, ...]) -> 
         seed=settings.seed,
         device=plan.device,
     )
+
+
+def _as_planned(classifier: ClassifierSpec, planned: ClassifierPlan) -> Classifier:
+    """A classifier with the planned numerics and weights, which lie where its settings say."""
+    path = resolve_weights(classifier.weights_ref, sha256=classifier.weights_sha256)
+    found = file_sha256(path)
+    if found != planned.weights_sha256:
+        raise ValueError(f"{path}: its SHA-256 is {found}, the label plan says {planned.weights_sha256}")
+    return build_classifier(classifier, numerics=planned.numerics)
 
 
 def pssl_label_space(space: LabelSpace) -> LabelSpace:

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import zstandard
+import torch
 from numpy.typing import NDArray
 
-from pipelines.codecs import encode_label
+from pipelines.codecs import best_decile_codec, encode_deciles, encode_label
 from pipelines.images import ImageError, decode_image
 from pipelines.pssl_plan import pssl_label_space, target_index
+from pipelines.pssl_spec import PsslSpec
 from pipelines.tables import Dataset, ShardFile, read_shard_file
-from seg_models.consensus import pseudo_label
+from seg_models.consensus import pseudo_label, resize_map
 from seg_models.ranks import deciles
+from seg_models.smoothing import smooth_map
+from seg_models.weights.classifiers import input_size, resize_image
 
 NUM_SAMPLES = 4
 MAX_SHARDS = 8  # looked through for images with a class
@@ -98,32 +101,41 @@ def mean_scores(maps: Sequence[Scores | None], sample: Sample) -> Scores:
     return np.random.default_rng(0).random(sample.pixels.shape[:2])
 
 
-def label_sizes(scores: Scores, samples: Sequence[Sample], dataset: Dataset, *, top_deciles: int) -> LabelSizes:
-    """Bytes of the label and deciles of an image of mean size, and the seconds that making them takes.
+def label_sizes(
+    scores: Scores, samples: Sequence[Sample], dataset: Dataset, *, pssl: PsslSpec, map_size: int
+) -> LabelSizes:
+    """Bytes of the label and deciles of an image of mean size, and the seconds that all but the classifiers take.
 
     Args:
-        scores: (H, W) of the first sample.
+        scores: (H, W) of the first sample, not smoothed.
+        map_size: short side of the mean map.
     """
     first, space = samples[0], pssl_label_space(dataset.info.label_space)
     assert space.background is not None
     start = time.perf_counter()
     decode_image(first.data)
+    smooth = _smoothed(scores, first, pssl=pssl, map_size=map_size)
     label = encode_label(
         pseudo_label(
-            scores,
+            smooth,
             class_index=first.class_index,
             background=space.background,
-            top_deciles=top_deciles,
+            top_deciles=pssl.top_deciles,
             dtype=space.dtype,
         )
     )
     seconds = time.perf_counter() - start
-    kept = _packed(deciles(scores))
+    kept = encode_deciles(deciles(smooth), codec=best_decile_codec())
     return LabelSizes(len(label) / first.relative_pixels, len(kept) / first.relative_pixels, seconds)
 
 
-def _packed(values: NDArray[np.uint8]) -> bytes:
-    """Two deciles in a byte, compressed."""
-    flat = values.reshape(-1)
-    pairs = np.pad(flat, (0, flat.size % 2)).reshape(-1, 2)
-    return zstandard.ZstdCompressor(level=3).compress((pairs[:, 0] * 16 + pairs[:, 1]).tobytes())
+def _smoothed(scores: Scores, sample: Sample, *, pssl: PsslSpec, map_size: int) -> Scores:
+    """Scores (H, W) as an ensemble finishes them: smoothed at the size of the mean map, then brought to the image's."""
+    height, width = scores.shape
+    low, wide = input_size(height, width, size=map_size, resize=pssl.resize)
+    pixels = torch.from_numpy(sample.pixels.copy()).permute(2, 0, 1)
+    guide = resize_image(pixels, height=low, width=wide) / 255
+    small = resize_map(torch.from_numpy(scores), height=low, width=wide)
+    smooth = smooth_map(small, guide=guide, spec=pssl.smoothing)
+    found: Scores = resize_map(smooth, height=height, width=width).numpy()
+    return found

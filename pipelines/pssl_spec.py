@@ -57,9 +57,11 @@ def resolve_pssl(value: PsslSpec | str | Mapping[str, Any]) -> PsslSpec:
     """
     if isinstance(value, PsslSpec):
         return value
+    if not isinstance(value, str | Mapping):
+        raise ValueError(f"found {value!r}; allowed: a preset ({', '.join(PRESETS)}) or a table")
     table = {"base": value} if isinstance(value, str) else dict(value)
     name = table.pop("base", "fast")
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}{did_you_mean(str(name), PRESETS)}; known: {', '.join(PRESETS)}")
     base = PRESETS[name].model_dump()
     for key in ("explainer", "smoothing"):

@@ -17,6 +17,8 @@ from pipelines.pssl_spec import PsslSpec
 from pipelines.weights_list import is_usable
 from seg_models.ensemble import Ensemble, Query
 from seg_models.explain import IntegratedGradientsSpec, SmoothGradSpec, num_copies
+from seg_models.numerics import Numerics
+from seg_models.smoothing import NoSmoothing
 from seg_models.weights.classifiers import ClassifierSpec, build_network, input_size
 
 FIRST_PASSES = 4
@@ -98,8 +100,12 @@ def _explain(alone: Ensemble, sample: Sample) -> Scores | None:
 
 
 def _alone(classifier: ClassifierSpec, pssl: PsslSpec, *, passes: int, device: Device) -> Ensemble:
-    """An ensemble of one classifier, planned and built as a job does it, with another number of passes."""
-    fewer = pssl.model_copy(update={"explainer": _with_passes(pssl, passes)})
+    """An ensemble of one classifier, planned and built as a job does it, with another number of passes.
+
+    Smoothing is no classifier's; probing would take longer than measuring.
+    """
+    changes = {"explainer": _with_passes(pssl, passes), "smoothing": NoSmoothing()}
+    fewer = pssl.model_copy(update=changes | ({"numerics": Numerics()} if pssl.numerics == "probe" else {}))
     plan = make_plan(fewer, (classifier,), images="", device=device)
     return build_ensemble(plan, (classifier,))
 

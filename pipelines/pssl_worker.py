@@ -119,8 +119,7 @@ class PsslWorker:
         """Labels of a batch of rows, by their place in the shard."""
         if not batch:
             return {}
-        with self._counts.phase("explain"):
-            found = self._ensemble.scores([query for _, query, _ in batch])
+        found = self._counts.timed("explain", self._ensemble.scores([query for _, query, _ in batch]))
         return {
             index: self._label(scores, class_index=class_index, image_id=query.id)
             for (index, query, class_index), scores in zip(batch, found, strict=True)

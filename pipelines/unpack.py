@@ -10,6 +10,7 @@ another label set's files, or files of nobody, is refused.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines import storage
-from pipelines.codecs import imagecodecs
+from pipelines.codecs import LOCO_CODEC, imagecodecs
 from pipelines.label_run import shards_in_scope
 from pipelines.released import SYNSETS, TRAIN_LIST
 from pipelines.shards import ComputeSpec, ShardTask, run_shards
@@ -118,6 +119,7 @@ def plan_unpack(
         "content": content,
     }
     synsets = _synsets(opened) if format == "npz" else ()
+    plan["synsets"] = hashlib.sha256("\n".join(synsets).encode()).hexdigest() if synsets else None
     work = UnpackWork(opened, table, format, content, storage.normalise(output), shards, synsets, plan)
     _check_output(work)
     return work
@@ -129,7 +131,7 @@ def _check_content(table: Table, *, content: Content, format: FileFormat, where:
         raise ValueError(f"{where} keeps no deciles; make it with keep_deciles = true")
     if content == "deciles" and format == "npz":
         raise ValueError("content: the released layout holds labels, not deciles; use format png or jxl")
-    if format == "jxl":
+    if format == "jxl" or (content == "deciles" and table.info["codecs"]["deciles"] == LOCO_CODEC):
         imagecodecs()
 
 
@@ -146,10 +148,19 @@ def _synsets(dataset: Dataset) -> tuple[str, ...]:
             f"format: npz names files by synset, so it needs a dataset of source.kind 'imagenet', found {found!r}; "
             "use format png or jxl"
         )
-    return load_classes(settings.get("synsets")).ids
+    classes = load_classes(settings.get("synsets"))
+    named = dataset.info.label_space.names
+    if classes.names != named[: len(classes.names)]:
+        raise ValueError(
+            f"source.synsets: {settings.get('synsets')} names other classes than the dataset {dataset.root} was made "
+            f"with (first {named[0]!r}, here {classes.names[0]!r}); put the list back, or start where it lies"
+        )
+    return classes.ids
 
 
 def _check_output(work: UnpackWork) -> None:
+    if storage.exists(storage.join(work.output, "dataset.json")):
+        raise ValueError(f"output: {work.output} is a dataset; choose another output")
     place = storage.join(work.output, "plan.json")
     if not storage.exists(place):
         if storage.exists(storage.join(work.output, "train") if work.format == "npz" else work.place):

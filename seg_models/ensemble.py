@@ -6,7 +6,7 @@ Shapes: B images, H W pixels of an image, h w pixels of a classifier's input.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,10 @@ class Query:
     target: int
     id: str
     """Seeds the noise."""
+
+
+MAX_BATCH = 64
+"""Images that are held at once."""
 
 
 class Ensemble:
@@ -74,16 +78,18 @@ class Ensemble:
     def batch(self) -> int:
         """How many images are asked about at once where there are enough: they fill the classifiers' chunks."""
         copies = num_copies(self.explainer)
-        return max([1, *(classifier.numerics.chunk // copies for classifier in self.classifiers)])
+        fills = max([1, *(classifier.numerics.chunk // copies for classifier in self.classifiers)])
+        return min(fills, MAX_BATCH)
 
-    def scores(self, queries: Sequence[Query]) -> list[Consensus]:
+    def scores(self, queries: Sequence[Query]) -> Iterator[Consensus]:
         """How much every pixel of each image matters for its class; maps have the image's size.
 
         Images that have one input size go through a classifier together, so which images are asked about at once is
-        part of what decides the last digits.
+        part of what decides the last digits. Maps grow to the size of their image one at a time, as they are taken.
         """
         if isinstance(self.explainer, RandomSpec):
-            return [self._random(query) for query in queries]
+            yield from (self._random(query) for query in queries)
+            return
         means = [Mean(rule=self.normalise) for _ in queries]
         pixels = [torch.from_numpy(np.array(query.image)).permute(2, 0, 1).to(self.device) for query in queries]
         sizes = [self._map_size(query.image) for query in queries]
@@ -97,8 +103,8 @@ class Ensemble:
                 for index, found in zip(members, maps, strict=True):
                     means[index].add(resize_map(found, height=sizes[index][0], width=sizes[index][1]))
         self._noise.clear()
-        found = [mean.result() for mean in means]
-        return [self._finished(mean, image) for mean, image in zip(found, pixels, strict=True)]
+        for mean, image in zip(means, pixels, strict=True):
+            yield self._finished(mean.result(), image)
 
     def _random(self, query: Query) -> Consensus:
         height, width = query.image.shape[:2]

@@ -65,18 +65,24 @@ AnyExplainer = Annotated[
 ]
 
 
+GPU_DRAW = 1 << 15
+"""Numbers drawn at once on a GPU; small GPUs begin their second round of threads at about 40,000."""
+
+
 def unit_noise(
     *, seed: int, image_id: str, num_samples: int, height: int, width: int, device: torch.device | str = "cpu"
 ) -> Tensor:
     """Standard normal noise (n, 3, height, width), the same for every classifier of one input size.
 
-    Sample i is a function of (seed, image_id, i, height, width) and the kind of device alone: more samples never change
-    the first ones.
+    Sample i is a function of (seed, image_id, i, height, width) and of CPU or GPU alone: more samples never change the
+    first ones. A GPU draws pieces that every model of GPU draws alike; of larger ones the order depends on its size.
     """
     noise = torch.empty(num_samples, 3, height, width, device=device)
+    piece = noise[0].numel() if noise.device.type == "cpu" else GPU_DRAW
     for sample in range(num_samples):
         generator = _generator(seed, image_id, sample, height, width, device=device)
-        torch.randn(3, height, width, generator=generator, out=noise[sample])
+        for part in noise[sample].view(-1).split(piece):
+            torch.randn(part.shape, generator=generator, out=part)
     return noise
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
+from timm.layers import Conv2dSame
 from timm.models import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -66,8 +67,14 @@ def _pairs(graph: fx.Graph, network: nn.Module) -> Iterator[tuple[str, str]]:
             continue
         conv, norm = str(source.target), str(node.target)
         once = calls[conv] == calls[norm] == 1
-        if once and isinstance(modules[conv], nn.Conv2d) and _is_frozen_norm(modules[norm]):
+        if once and _is_plain_convolution(modules[conv]) and _is_frozen_norm(modules[norm]):
             yield conv, norm
+
+
+def _is_plain_convolution(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a module does nothing but convolve with its own weight: subclasses may compute theirs first."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return type(module) in (nn.Conv2d, Conv2dSame) and not hooked
 
 
 def _is_frozen_norm(module: nn.Module) -> bool:
@@ -106,10 +113,7 @@ def _after(norm: nn.Module) -> nn.Module:
 
 
 def find_stem(network: nn.Module) -> nn.Conv2d | None:
-    """The convolution that alone takes the network's input, or None where there is no such thing.
-
-    Activations behind it are made to leave their input alone, because autograd may begin there.
-    """
+    """The convolution that alone takes the network's input, or None where there is no such thing."""
     graph = trace(network)
     if graph is None:
         return None
@@ -119,17 +123,4 @@ def find_stem(network: nn.Module) -> nn.Conv2d | None:
         return None
     calls = [node for node in graph.nodes if node.op == "call_module" and node.target == readers[0].target]
     stem = network.get_submodule(str(readers[0].target))
-    if not isinstance(stem, nn.Conv2d) or len(calls) != 1:
-        return None
-    return stem if all(_leaves_alone(node, network) for node in readers[0].users) else None
-
-
-def _leaves_alone(node: fx.Node, network: nn.Module) -> bool:
-    """Whether a node does not write into its input; modules that would are told not to."""
-    if node.op == "call_module":
-        module = network.get_submodule(str(node.target))
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]  # a plain attribute, which torch's stub cannot say
-        return True
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return not name.endswith("_") and not node.kwargs.get("inplace", False)
+    return stem if _is_plain_convolution(stem) and len(calls) == 1 else None

@@ -115,7 +115,7 @@ def _leaf_behind(stem: nn.Module) -> Iterator[list[Tensor]]:
 
     def cut(_module: nn.Module, _args: object, output: Tensor) -> Tensor:
         leaves.append(output.detach().requires_grad_(True))
-        return leaves[-1]
+        return leaves[-1].clone()  # what follows may write into it, and a leaf must not be written into
 
     hook = stem.register_forward_hook(cut)
     try:

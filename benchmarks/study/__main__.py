@@ -2,8 +2,9 @@
 
     python -m benchmarks.study --data ../shared/data --output out/study
 
-Photographs are the ECSSD ones whose machine-given class is confident, and horses. Maps are kept in `OUTPUT/maps` and
-results in `OUTPUT/rows`, so a stopped run continues; `--photos` and `--samples` make it shorter. Inputs are square.
+Photographs are the ECSSD ones whose machine-given class is confident, and horses. Maps are kept in `OUTPUT/maps-*` and
+results in `OUTPUT/rows-*`, whose names change with the settings, so a stopped run continues; `--photos` and `--samples`
+make it shorter. Inputs are square.
 """
 
 from __future__ import annotations

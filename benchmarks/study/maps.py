@@ -6,8 +6,10 @@ follow. Maps are kept as float16, divided by their mean; their sums are kept bes
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,22 @@ class Depth:
 
     probability: tuple[int, ...] = (1, 4, 16, 50)
     logit: tuple[int, ...] = (1, 4, 16)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds of maps, sorted by name."""
+        counted = [f"logit.{count}" for count in self.logit] + [f"probability.{count}" for count in self.probability]
+        return sorted(["bfloat16", "integrated", *counted])
+
+    @property
+    def key(self) -> str:
+        """Names everything that decides a map, for the folder that keeps them."""
+        return short_hash([asdict(self), RESIZE, NOISE, SEED, CHUNK, IG_STEPS])
+
+
+def short_hash(value: object) -> str:
+    """Ten hex digits of the SHA-256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
 Maps = dict[str, NDArray[Any]]

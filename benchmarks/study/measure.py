@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.study.maps import Depth, Maps, maps_of
+from benchmarks.study.maps import Depth, Maps, maps_of, short_hash
 from benchmarks.study.photos import SETS, Photo, photos_of
 from benchmarks.study.rules import PLAIN_AND_GUIDED, Rule, label_quality, labels_by, quality, rules, scores_by
 from seg_models.memory import keep_freed_memory
@@ -31,9 +31,14 @@ class Study:
     output: Path
     depth: Depth
 
+    def maps_folder(self, name: str) -> Path:
+        """Maps of a set."""
+        return self.output / f"maps-{self.depth.key}" / name
+
     def rows_path(self, name: str, photo: Photo) -> Path:
-        """Results of one photograph."""
-        return self.output / "rows" / name / f"{photo.id}.json"
+        """Results of one photograph, in a folder that names maps and rules."""
+        everything = [*self.depth.probability, *self.depth.logit, repr(list(rules(self.depth.kinds)))]
+        return self.output / f"rows-{self.depth.key}-{short_hash(everything)}" / name / f"{photo.id}.json"
 
 
 def measure(photo: Photo, *, name: str, study: Study) -> str:
@@ -42,12 +47,10 @@ def measure(photo: Photo, *, name: str, study: Study) -> str:
     if not path.exists():
         torch.set_num_threads(1)
         keep_freed_memory()
-        maps = maps_of(photo, data=study.data, folder=study.output / "maps" / name, depth=study.depth)
-        kinds = sorted({key.partition("/")[0] for key in maps})
+        maps = maps_of(photo, data=study.data, folder=study.maps_folder(name), depth=study.depth)
         mask, image = photo.mask(), torch.from_numpy(photo.image().copy()).permute(2, 0, 1)
-        rows = [
-            row | {"set": name, "photo": photo.id} for rule in rules(kinds) for row in _rows(rule, maps, image, mask)
-        ]
+        found = (row for rule in rules(study.depth.kinds) for row in _rows(rule, maps, image, mask))
+        rows = [row | {"set": name, "photo": photo.id} for row in found]
         rows += [*_control(photo, mask), *_low_precision(photo, maps, image)]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(rows))

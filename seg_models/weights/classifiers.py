@@ -74,9 +74,6 @@ class Classifier(nn.Module):
         numerics: precision, memory format and what is rearranged without changing the function.
     """
 
-    stem: Stem | None = None
-    """Where explanations differentiate instead of at the input, if they do."""
-
     def __init__(self, network: nn.Module, spec: ClassifierSpec, *, numerics: Numerics | None = None) -> None:
         super().__init__()
         self.spec = spec
@@ -84,16 +81,23 @@ class Classifier(nn.Module):
         self.dtype: torch.dtype = getattr(torch, self.numerics.dtype)
         self.memory_format = torch.channels_last if self.numerics.channels_last else torch.contiguous_format
         network = network.eval().requires_grad_(False)
+        _refuse_batch_statistics(network, name=spec.label)
         if self.dtype == torch.float64:
             network = network.double()
         precise = fold_batch_norm(network)[0] if self.numerics.fold_batch_norm else network
         stem = find_stem(precise) if self.numerics.stem_once else None
         self.network = copy.deepcopy(precise).to(self.dtype)
         self.network.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # absent from torch's stub
-        if stem is not None:
-            names = {module: name for name, module in precise.named_modules()}
-            self.stem = Stem(self.network.get_submodule(names[stem]), copy.deepcopy(stem))
+        self._stem_path = next((name for name, module in precise.named_modules() if module is stem), None)
+        self.precise_stem = copy.deepcopy(stem)  # a submodule, so that it follows the network to its device
         self.eval()
+
+    @property
+    def stem(self) -> Stem | None:
+        """Where explanations differentiate instead of at the input, if they do."""
+        if self._stem_path is None or self.precise_stem is None:
+            return None
+        return Stem(self.network.get_submodule(self._stem_path), self.precise_stem)
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised float images (N, 3, h, w) to scores (N, K) before the softmax."""
@@ -114,6 +118,17 @@ def resize_image(image: Tensor, *, height: int, width: int) -> Tensor:
     return functional.interpolate(
         image[None].float(), size=(height, width), mode="bilinear", antialias=True, align_corners=False
     )[0]
+
+
+def _refuse_batch_statistics(network: nn.Module, *, name: str) -> None:
+    """Without running statistics a batch norm would mix the images of a chunk.
+
+    Raises:
+        ValueError: there is such a batch norm.
+    """
+    for path, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is None:
+            raise ValueError(f"classifier {name!r} cannot be explained: batch norm {path!r} has no running statistics")
 
 
 def input_size(height: int, width: int, *, size: int, resize: Resize) -> tuple[int, int]:

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_dataset(root: str, *, shards: int = 8, rows: int = 4) -> Dataset:
-    """Noise of 48x64 px in two classes; one image is torn and one has no class. Equal wherever it is written."""
+    """Noise of three shapes in two classes; one image is torn and one has no class. Equal wherever it is written."""
     space = LabelSpace(names=("a", "b"))
     dataset = Dataset.create(root, DatasetInfo(name="tiny", label_space=space, splits=("train",)))
     images = dataset.images
@@ -42,10 +42,12 @@ def write_dataset(root: str, *, shards: int = 8, rows: int = 4) -> Dataset:
 
 def _row(number: int) -> dict[str, Any]:
     buffer = io.BytesIO()
-    pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3)).astype(np.uint8)
+    height, width = ((48, 64), (64, 48), (48, 64), (50, 50))[number % 4]
+    pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(buffer, "PNG")
     data = buffer.getvalue()[:200] if number == 1 else buffer.getvalue()
-    return {"id": f"i{number}", "image": data, "height": 48, "width": 64, "class": None if number == 6 else number % 2}
+    given = None if number == 6 else number % 2
+    return {"id": f"i{number}", "image": data, "height": height, "width": width, "class": given}
 
 
 def write_weights(folder: Path) -> Path:
@@ -56,13 +58,13 @@ def write_weights(folder: Path) -> Path:
     return path
 
 
-def settings(dataset: str, weights: Path, *, samples: int, **compute: Any) -> dict[str, Any]:
+def settings(dataset: str, weights: Path, *, samples: int, chunk: int = 1, **compute: Any) -> dict[str, Any]:
     """The job file of `segray pssl`."""
     classifier = {"name": "test_resnet", "weights": str(weights), "num_classes": 2, "size": 64}
     return {
         "dataset": dataset,
         "ensemble": {"classifiers": [classifier]},
-        "pssl": {"explainer": {"kind": "smoothgrad", "samples": samples}, "numerics": {"chunk": 1}},
+        "pssl": {"explainer": {"kind": "smoothgrad", "samples": samples}, "numerics": {"chunk": chunk}},
         "tracking": {"enabled": False},
         "compute": {"actors": 1, "cpus": 0.5, **compute},
     }

@@ -38,8 +38,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(base: Path, name: str, *, samples: int = SAMPLES, **compute: Any) -> tuple[PsslWork, ComputeSpec]:
-    """A label set of that name to be written, with a quarter of a CPU an actor."""
-    table = settings(str(base / "data"), base / "classifier.safetensors", samples=samples, **compute)
+    """A label set of that name to be written, three images at once, with a quarter of a CPU an actor."""
+    table = settings(str(base / "data"), base / "classifier.safetensors", samples=samples, chunk=3 * samples, **compute)
     job = PsslJob.model_validate(table | {"labels": name})
     return plan_work(job), job.compute.model_copy(update={"cpus": 0.25})
 

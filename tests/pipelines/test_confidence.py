@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -72,12 +73,12 @@ def test_a_code_that_is_cut_short_is_refused(cut: int) -> None:
         decode_steps(code[:cut])
 
 
-def test_a_changed_byte_never_gives_another_map() -> None:
-    steps = smooth(64, 80)
-    code = encode_steps(steps)
-    for place in range(0, len(code), 7):
+@pytest.mark.parametrize("shape", [(1, 36), (3, 5), (40, 33)])
+def test_a_flipped_bit_never_gives_another_map(shape: tuple[int, int]) -> None:
+    code = encode_steps(smooth(*shape))
+    for bit in range(8 * len(code)):
         damaged = bytearray(code)
-        damaged[place] ^= 0x55
+        damaged[bit // 8] ^= 1 << (bit % 8)
         with pytest.raises(ValueError, match="damaged confidence code"):
             decode_steps(bytes(damaged))
 
@@ -85,6 +86,7 @@ def test_a_changed_byte_never_gives_another_map() -> None:
 def test_a_header_that_promises_a_huge_map_is_refused_before_it_is_reserved() -> None:
     code = bytearray(encode_steps(np.full((64, 64), 3, np.uint8)))
     code[4:12] = b"\xff\xff\xff\x7f\xff\xff\xff\x7f"
+    code[-4:] = zlib.crc32(code[:-4]).to_bytes(4, "little")
     with pytest.raises(ValueError, match="damaged confidence code"):
         decode_steps(bytes(code))
 

@@ -26,8 +26,9 @@ from pipelines.pssl_import import import_npz
 from pipelines.pssl_plan import LabelPlan, check_machine, check_scores, make_plan, pssl_label_space, target_index
 from pipelines.pssl_spec import EnsembleSpec, PsslSpec, resolve_pssl
 from pipelines.pssl_worker import NO_SIGNAL, PsslWorker
-from pipelines.released import mask_to_label, npz_paths
+from pipelines.released import mask_to_label, npz_paths, read_mask
 from pipelines.schema import Receipt, ShardKey
+from pipelines.shard_counts import RowError
 from pipelines.shards import ComputeSpec, RunStats, ShardTask
 from pipelines.tables import Dataset, DatasetInfo, write_shard
 from seg_models.consensus import resize_map
@@ -471,6 +472,20 @@ def write_mask(folder: Path, image_id: str, mask: NDArray[Any]) -> None:
     place = folder / "train" / wnid / f"{name}.JPEG_eiseg.npz"
     place.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(place, mask)
+
+
+def test_damage_anywhere_in_a_released_label_is_a_reason_of_that_row() -> None:
+    mask = np.random.default_rng(0).integers(-1, 2, (20, 30)).astype(np.int32)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, mask)
+    for place in range(len(buffer.getvalue())):
+        damaged = bytearray(buffer.getvalue())
+        damaged[place] ^= 0x41
+        try:
+            found = read_mask(bytes(damaged), height=20, width=30)
+        except RowError:
+            continue
+        assert np.array_equal(found, mask), f"byte {place}"
 
 
 @pytest.mark.usefixtures("without_ray")

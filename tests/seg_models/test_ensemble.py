@@ -80,7 +80,7 @@ def test_noise_is_drawn_once_for_classifiers_of_one_size(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(module, "unit_noise", counted)
     members = [classifier(0), classifier(1), classifier(2, size=48)]
-    Ensemble(members, explainer=SPEC).scores([Query(picture(0), 0, "a"), Query(picture(1), 0, "b")])
+    list(Ensemble(members, explainer=SPEC).scores([Query(picture(0), 0, "a"), Query(picture(1), 0, "b")]))
     assert drawn == [("a", 32), ("b", 32), ("a", 48), ("b", 48)]
 
 
@@ -95,9 +95,9 @@ def test_the_mean_map_is_smoothed_along_the_edges_of_the_image_before_it_grows()
     noise = unit_noise(seed=0, image_id=small.id, num_samples=2, height=32, width=32)
     scores = normalise_map(explain(plain.classifiers[0], x, target=2, explainer=SPEC, noise=noise), rule="l1")
     expected = resize_map(guided_filter(scores, guide=guide, radius_px=3, eps=1e-3), height=40, width=60)
-    found = guided.scores([query])[0].scores
-    assert found is not None
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-14)
+    (found,) = guided.scores([query])
+    assert found.scores is not None
+    torch.testing.assert_close(found.scores, expected, rtol=1e-9, atol=1e-14)
 
 
 def test_a_batch_fills_the_largest_chunk_with_images_of_few_copies() -> None:
@@ -112,5 +112,18 @@ def test_a_batch_fills_the_largest_chunk_with_images_of_few_copies() -> None:
 def test_a_classifier_without_signal_is_skipped_for_the_image_and_named() -> None:
     silent = classifier(1)
     silent.network.get_classifier().weight.zero_()  # type: ignore[operator]  # a timm network
-    found = Ensemble([classifier(0), silent], explainer=SPEC).scores([Query(picture(0), 0, "a")])
-    assert (found[0].num_used, found[0].skipped) == (1, (1,))
+    (found,) = Ensemble([classifier(0), silent], explainer=SPEC).scores([Query(picture(0), 0, "a")])
+    assert (found.num_used, found.skipped) == (1, (1,))
+
+
+def test_everything_that_an_explanation_needs_goes_to_the_device_with_the_classifier() -> None:
+    split = classifier(0, numerics=EXACT.model_copy(update={"stem_once": True})).to("meta")
+    assert split.stem is not None
+    modules = (split, split.stem.module, split.stem.precise)
+    assert {parameter.device.type for module in modules for parameter in module.parameters()} == {"meta"}
+
+
+def test_a_network_whose_batch_norms_have_no_statistics_would_mix_images_and_is_refused() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+    with pytest.raises(ValueError, match="'own' cannot be explained: batch norm '1' has no running statistics"):
+        Classifier(network, ClassifierSpec(name="own", num_classes=4))

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seg_models.explain import SmoothGradSpec, explain
 from seg_models.folding import find_stem, fold_batch_norm
+from seg_models.numerics import Numerics
+from seg_models.weights.classifiers import Classifier, ClassifierSpec
 
 FAMILIES = {
     "resnet18": 0,
@@ -111,25 +114,47 @@ class TwoReaders(nn.Module):
 
 
 class WritesIntoIt(nn.Module):
-    """The stem's output is changed in place by a function."""
+    """The stem's output is changed in place, behind a module that does nothing."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 4, 1)
+        self.stem, self.nothing, self.act = nn.Conv2d(3, 4, 1), nn.Identity(), nn.ReLU(inplace=True)
 
     def forward(self, images: Tensor) -> Tensor:
-        return functional.relu(self.conv(images), inplace=True)
+        scores: Tensor = functional.relu(self.act(self.nothing(self.stem(images))) - 0.1, inplace=True)
+        return scores.mean(dim=(2, 3))
+
+
+class Standardised(nn.Conv2d):
+    """A convolution that computes its weight from another."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.conv2d(input, self.weight - self.weight.mean(), self.bias)
 
 
 def test_a_stem_is_the_one_convolution_that_takes_the_input() -> None:
     resnet = timm.create_model("resnet18").eval()
     assert find_stem(resnet) is resnet.conv1
-    for network in (TwoReaders(), WritesIntoIt(), Branching(), nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 1))):
+    for network in (TwoReaders(), Branching(), nn.Sequential(nn.ReLU(), nn.Conv2d(3, 4, 1))):
         assert find_stem(network.eval()) is None
 
 
-def test_an_activation_behind_the_stem_no_longer_writes_into_it() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True))
-    assert find_stem(network) is network[0]
-    assert not cast(nn.ReLU, network[1]).inplace
-    assert cast(nn.ReLU, network[3]).inplace
+def test_networks_that_write_into_the_stems_output_are_explained_there_too() -> None:
+    torch.manual_seed(0)
+    network, spec = WritesIntoIt(), ClassifierSpec(name="own", num_classes=4)
+    plain, split = (Classifier(network, spec, numerics=Numerics(stem_once=once)) for once in (False, True))
+    assert split.stem is not None
+    image, noise = torch.randn(3, 9, 9), torch.randn(3, 3, 9, 9)
+    found, expected = (
+        explain(model, image, target=1, explainer=SmoothGradSpec(samples=3), noise=noise) for model in (split, plain)
+    )
+    assert float(expected.max()) > 0
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_convolutions_that_compute_their_weight_are_neither_folded_nor_stems() -> None:
+    network = nn.Sequential(Standardised(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    assert fold_batch_norm(network)[1] == 0
+    assert find_stem(network) is None
+    normed = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4)).eval()
+    assert fold_batch_norm(normed)[1] == 0
