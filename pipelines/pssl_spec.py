@@ -18,6 +18,13 @@ from seg_models.weights.ensembles import named_ensemble
 from seg_models.weights.files import PACKAGE
 
 
+def _numerics(value: Any) -> Any:
+    """One message for a misspelt name, not one for each kind of value."""
+    if isinstance(value, str) and value != "probe":
+        raise ValueError(f"found {value!r}{did_you_mean(value, ['probe'])}; allowed: probe, or a table of settings")
+    return value
+
+
 class PsslSpec(Spec):
     """How pseudo-labels are made (specs: PSSL); the defaults are the preset `fast`."""
 
@@ -33,7 +40,7 @@ class PsslSpec(Spec):
     """The class is given to the pixels in this many top tenths of the scores."""
     seed: int = 0
     """Seed of the noise."""
-    numerics: Numerics | Literal["probe"] = Numerics()
+    numerics: Annotated[Numerics | Literal["probe"], BeforeValidator(_numerics)] = Numerics()
     """How classifiers are computed that do not say so themselves; `probe` measures what is fastest for each, once."""
     threads: int = Field(1, gt=0)
     """Torch threads of each actor."""

@@ -176,6 +176,8 @@ def test_settings_are_a_preset_or_a_table_over_one() -> None:
     assert resolve_pssl(paper.model_dump(mode="json")) == paper
     with pytest.raises(ValueError, match=r"unknown preset 'papr' \(did you mean 'paper'\?\); known: fast, paper"):
         resolve_pssl("papr")
+    with pytest.raises(ValueError, match=r"numerics\n.*found 'prob' \(did you mean 'probe'\?\); allowed: probe"):
+        resolve_pssl({"numerics": "prob"})
 
 
 def test_what_is_fastest_here_is_measured_once_and_kept_in_the_plan(tmp_path: Path) -> None:
