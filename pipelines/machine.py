@@ -8,6 +8,9 @@ from typing import Literal, Protocol
 
 import torch
 
+BFLOAT16_UNITS = ("avx512_bf16", "amx_bf16")
+"""Other kernels run where a CPU has them."""
+
 
 class MachinePlan(Protocol):
     """The part of a label plan that is about the machine."""
@@ -26,12 +29,15 @@ class MachinePlan(Protocol):
 
 
 def instruction_set(device: Literal["cpu", "cuda"]) -> str | None:
-    """This CPU's, as torch names it; None where the networks run on a GPU.
+    """This CPU's, as torch names it, with its bfloat16 units; None where the networks run on a GPU.
 
     Labels are equal bytes only on one kind of CPU. A GPU's are not promised to be, whatever CPU feeds it, so the driver
     of a GPU job need not have the CPU of the machines that hold the GPUs.
     """
-    return torch.backends.cpu.get_cpu_capability() if device == "cpu" else None
+    if device != "cpu":
+        return None
+    has = torch.cpu.get_capabilities()
+    return "+".join([torch.backends.cpu.get_cpu_capability(), *(unit for unit in BFLOAT16_UNITS if has.get(unit))])
 
 
 def check_machine(plan: MachinePlan, *, also: Sequence[str] = ()) -> None:

@@ -33,8 +33,9 @@ KINDS = pytest.mark.parametrize(
 )
 
 
-def on_cpu(monkeypatch: pytest.MonkeyPatch, name: str, *, gpu: bool) -> None:
+def on_cpu(monkeypatch: pytest.MonkeyPatch, name: str, *, gpu: bool, units: tuple[str, ...] = ()) -> None:
     """Be a machine with this CPU, with or without a GPU."""
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: dict.fromkeys(units, True))
     monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: name)
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
 
@@ -75,3 +76,12 @@ def test_a_machine_without_a_gpu_is_refused_when_labels_are_made_on_gpus(
 def test_the_plan_of_a_cpu_label_set_names_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     on_cpu(monkeypatch, "AVX2", gpu=True)
     assert pssl_plan("cpu").instruction_set == teacher_plan("cpu").instruction_set == "AVX2"
+
+
+def test_a_cpu_without_the_drivers_bfloat16_units_is_another_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_cpu(monkeypatch, "AVX512", gpu=False, units=("avx512_bf16",))
+    plan = pssl_plan("cpu")
+    assert plan.instruction_set == "AVX512+avx512_bf16"
+    on_cpu(monkeypatch, "AVX512", gpu=False)
+    with pytest.raises(ValueError, match=r"instruction_set is AVX512, the plan says AVX512\+avx512_bf16"):
+        check_pssl_machine(plan)
