@@ -209,7 +209,6 @@ def _smoothgrad(
         num_copies=spec.samples,
         score=spec.score,
         chunk=chunk,
-        stem=getattr(model, "stem", None),
     )
 
 
@@ -230,7 +229,6 @@ def _integrated_gradients(
         num_copies=spec.steps,
         score=spec.score,
         chunk=chunk,
-        stem=getattr(model, "stem", None),
     )
 
 

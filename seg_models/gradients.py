@@ -60,18 +60,19 @@ def mean_gradients(
     num_copies: int,
     score: Score,
     chunk: int,
-    stem: Stem | None = None,
 ) -> Tensor:
     """Signed mean over the copies of each image of the gradient of its target's score, (B, 3, h, w) float64.
 
     Args:
-        model: frozen, normalised images (N, 3, h, w) to logits (N, K).
+        model: frozen, normalised images (N, 3, h, w) to logits (N, K). One whose `stem` is a `Stem` is differentiated
+            at the stem's output.
         points_of: the copies (b, s, 3, h, w) of a piece.
         targets: class of each image.
         num_copies: n.
         chunk: copies that go through the model at once, see `pieces`.
-        stem: differentiate at its output and go through it once.
     """
+    found = getattr(model, "stem", None)
+    stem = found if isinstance(found, Stem) else None  # many networks have a module of that name
     total: Tensor | None = None
     held = torch.empty(0)
     for piece in pieces(num_images=len(targets), num_copies=num_copies, chunk=chunk):

@@ -79,6 +79,14 @@ def test_going_through_the_stem_once_changes_nothing_but_rounding(score: str) ->
         assert float((found - expected).abs().max()) < 1e-9 * float(expected.max())
 
 
+def test_a_network_with_a_module_called_stem_is_explained_at_its_input() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("regnety_002", num_classes=5).double().eval().requires_grad_(False)
+    assert isinstance(model.stem, nn.Module)
+    found = explain(model, pictures()[0], target=1, explainer=SmoothGradSpec(samples=2), noise=noise()[0, :2])
+    assert float(found.max()) > 0
+
+
 def test_integrated_gradients_go_through_the_stem_once_too() -> None:
     spec = IntegratedGradientsSpec(steps=6)
     plain, split = classifier(**PLAIN), classifier(**PLAIN | {"stem_once": True})
