@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
     """Tell the C library not to give freed memory back to the system; returns whether it took notice.
 
     Torch frees and allocates every activation in every pass. glibc returns large ones to the system each time, and the
-    next pass waits for fresh pages: up to half of the time of small networks on a CPU. It holds for the whole process;
-    other C libraries are left alone.
+    next pass waits for fresh pages, which costs small networks on a CPU a good part of their time. It holds for the
+    whole process; other C libraries are left alone.
     """
     if not sys.platform.startswith("linux"):
         return False
