@@ -2,8 +2,9 @@
 
 Such a map is smooth, and its contour lines cost the bits. It is written from coarse to fine: every second column, then
 every second row is predicted from the pixels around it (four points along the axis, three across), and what differs is
-kept as a few streams of bits. Bits of equally hard pixels lie together, so that zstd finds them skewed. Half the bytes
-of a run-length code; every step works on whole arrays.
+kept as a few streams of bits. Bits of equally hard pixels lie together, so that zstd finds them skewed; among easy
+pixels errors are rarer than zstd's shortest word, so the pixels between them are counted. Half the bytes of a
+run-length code; every step works on whole arrays.
 
 Shapes: H W pixels; a level is the (r, c) grid of pixels that one step of the ladder adds.
 """
@@ -23,10 +24,11 @@ import zstandard
 CONFIDENCE_STEPS = 20  # confidence is kept in twentieths
 TOP = 32  # the first grid holds every 32nd pixel of every 32nd row
 
-_MAGIC = b"SGC1"
-_HEADER = struct.Struct("<4sII4I")  # magic, height, width, bytes of the first four of the five frames
+_MAGIC = b"SGC2"
+_HEADER = struct.Struct("<4sII5I")  # magic, height, width, bytes of the first five of the six frames
 _CHECKSUM = struct.Struct("<I")  # CRC-32 of all before it
 _LEVEL = 9  # of zstd
+LONG_GAP = 255  # the largest byte
 Steps = npt.NDArray[np.uint8]
 
 
@@ -57,7 +59,7 @@ def encode_steps(steps: Steps) -> bytes:
     writer = _Writer()
     for level in _levels(steps.shape):
         guess = _guess(steps, level)
-        writer.add(level.pixels(steps).astype(np.int16).reshape(-1)[guess.order] - guess.values, up=guess.up)
+        writer.add(level.pixels(steps).astype(np.int16).reshape(-1)[guess.order] - guess.values, guess)
     frames = [_compress(part) for part in (steps[::TOP, ::TOP].tobytes(), *writer.streams())]
     header = _HEADER.pack(_MAGIC, *steps.shape, *(len(frame) for frame in frames[:-1]))
     code = header + b"".join(frames)
@@ -86,7 +88,8 @@ def _decode(coded: bytes) -> Steps:
     ends = np.cumsum([_HEADER.size, *lengths]).tolist()
     pieces = [data[start:end] for start, end in zip(ends, [*ends[1:], len(data)], strict=True)]
     grid = (-(-height // TOP), -(-width // TOP))
-    first, *streams = (_decompress(piece, at_most=height * width) for piece in pieces)
+    most = height * width + TOP  # a level has one more gap than pixels, and there are fewer than TOP
+    first, *streams = (_decompress(piece, at_most=most) for piece in pieces)
     coarse = np.frombuffer(first, np.uint8).reshape(grid)  # checks the size before it is reserved
     steps = np.zeros((height, width), np.uint8)
     steps[::TOP, ::TOP] = coarse
@@ -94,7 +97,7 @@ def _decode(coded: bytes) -> Steps:
     for level in _levels(steps.shape):
         guess = _guess(steps, level)
         values = np.empty(len(guess.order), np.int16)
-        values[guess.order] = guess.values + reader.take(guess.up)
+        values[guess.order] = guess.values + reader.take(guess)
         level.pixels(steps)[:] = values.reshape(level.pixels(steps).shape)
     reader.finish()
     if steps.size and steps.max() > CONFIDENCE_STEPS:
@@ -140,6 +143,8 @@ class _Guess:
     """What a level's pixels are expected to be, the surest first."""
 
     order: npt.NDArray[np.intp]
+    num_easy: int
+    """Pixels at its beginning that are hardly ever guessed wrong."""
     values: npt.NDArray[np.int16]
     """In that order."""
     up: npt.NDArray[np.bool_]
@@ -156,12 +161,15 @@ def _guess(steps: Steps, level: _Level) -> _Guess:
     across = sums[:-2] + sums[2:] - 2 * (low + high)
     scaled = 2 * (9 * (low + high) - low2 - high2) + across + 16  # in 32nds, rounded
     values, rest = np.clip(scaled >> 5, 0, CONFIDENCE_STEPS), scaled & 31
-    unrest = np.abs(low2 - low) + np.abs(high2 - high) + _steps_across(beyond, count)
+    edge = np.minimum(np.abs(high - low), 3)
+    unrest = np.minimum(np.abs(low2 - low) + np.abs(high2 - high) + _steps_across(beyond, count), 7)
     near_half = np.minimum(np.abs(rest - 16) >> 1, 7)  # 7: the guess was nearly rounded the other way
-    kind = (np.minimum(np.abs(high - low), 3) * 8 + np.minimum(unrest, 7)) * 8 + near_half
+    hard = (edge & 1 == 1) | (near_half > 1)
+    kind = ((hard * 4 + edge) * 8 + unrest) * 8 + near_half
     parts = (values, rest >= 16, kind) if level.axis == 1 else (values.T, (rest >= 16).T, kind.T)
-    order = np.argsort(parts[2].reshape(-1).astype(np.uint8), kind="stable")
-    return _Guess(order, parts[0].reshape(-1)[order], parts[1].reshape(-1)[order])
+    order = np.argsort(parts[2].reshape(-1).astype(np.uint16), kind="stable")
+    num_easy = hard.size - np.count_nonzero(hard)
+    return _Guess(order, num_easy, parts[0].reshape(-1)[order], parts[1].reshape(-1)[order])
 
 
 def _steps_across(beyond: npt.NDArray[np.int16], count: int) -> npt.NDArray[np.int16]:
@@ -174,19 +182,20 @@ def _steps_across(beyond: npt.NDArray[np.int16], count: int) -> npt.NDArray[np.i
 
 
 class _Writer:
-    """Splits differences from the guess into bits: is there any, the other way, more than one, and how many more."""
+    """Splits differences from the guess: is there any (easy, hard), the other way, more than one, and how many more."""
 
     def __init__(self) -> None:
-        self._parts: tuple[list[bytes], ...] = ([], [], [], [])
+        self._parts: tuple[list[bytes], ...] = ([], [], [], [], [])
 
-    def add(self, differences: npt.NDArray[np.int16], *, up: npt.NDArray[np.bool_]) -> None:
-        """Append a level; `up` says which way each difference is expected to go."""
+    def add(self, differences: npt.NDArray[np.int16], guess: _Guess) -> None:
+        """Append a level."""
         some = differences != 0
+        easy, hard = np.split(some, [guess.num_easy])
         found = differences[some]
         many = np.abs(found) > 1
         more = (np.abs(found[many]) - 2).astype(np.uint8)
-        parts = (np.packbits(some), np.packbits((found > 0) != up[some]), np.packbits(many), more)
-        for stream, part in zip(self._parts, parts, strict=True):
+        bits = (np.packbits(part) for part in (hard, (found > 0) != guess.up[some], many))
+        for stream, part in zip(self._parts, (_gaps(easy), *bits, more), strict=True):
             stream.append(part.tobytes())
 
     def streams(self) -> list[bytes]:
@@ -200,15 +209,15 @@ class _Reader:
     def __init__(self, streams: list[bytes]) -> None:
         self._streams = [np.frombuffer(stream, np.uint8) for stream in streams]
 
-    def take(self, up: npt.NDArray[np.bool_]) -> npt.NDArray[np.int16]:
-        """The differences of the next level; `up` says which way each is expected to go."""
-        some = self._bits(0, len(up))
+    def take(self, guess: _Guess) -> npt.NDArray[np.int16]:
+        """The differences of the next level."""
+        some = np.concatenate((self._rare(0, guess.num_easy), self._bits(1, len(guess.order) - guess.num_easy)))
         count = int(np.count_nonzero(some))
-        is_up = self._bits(1, count) != up[some]
-        many = self._bits(2, count)
+        is_up = self._bits(2, count) != guess.up[some]
+        many = self._bits(3, count)
         size = np.ones(count, np.int16)
-        size[many] = 2 + self._bytes(3, int(np.count_nonzero(many))).astype(np.int16)
-        differences = np.zeros(len(up), np.int16)
+        size[many] = 2 + self._bytes(4, int(np.count_nonzero(many))).astype(np.int16)
+        differences = np.zeros(len(some), np.int16)
         differences[some] = np.where(is_up, size, -size)
         return differences
 
@@ -221,6 +230,18 @@ class _Reader:
         if any(len(stream) for stream in self._streams):
             raise ValueError("bytes left over")
 
+    def _rare(self, stream: int, count: int) -> npt.NDArray[np.bool_]:
+        """The bits behind `_gaps`."""
+        gaps = self._streams[stream][: count + 1]
+        ends = np.cumsum(gaps + (gaps < LONG_GAP), dtype=np.int64)
+        used = int(np.searchsorted(ends, count + 1)) + 1
+        is_bit = self._bytes(stream, used) < LONG_GAP
+        bits = np.zeros(count + 1, bool)
+        bits[ends[:used][is_bit] - 1] = True
+        if not bits[count]:
+            raise ValueError("gaps and pixels do not end together")
+        return bits[:count]
+
     def _bits(self, stream: int, count: int) -> npt.NDArray[np.bool_]:
         return np.unpackbits(self._bytes(stream, -(-count // 8)), count=count).astype(bool)
 
@@ -229,6 +250,16 @@ class _Reader:
         if len(found) < count:
             raise ValueError("bytes are missing")
         return found
+
+
+def _gaps(bits: npt.NDArray[np.bool_]) -> Steps:
+    """Zeros before every one, and after the last; 255 of them are a byte of their own that no one follows."""
+    ones = np.flatnonzero(bits)
+    gaps = np.diff(ones, prepend=-1, append=len(bits)) - 1
+    long = gaps // LONG_GAP
+    coded = np.full(len(gaps) + int(long.sum()), LONG_GAP, np.uint8)
+    coded[np.arange(len(gaps)) + np.cumsum(long)] = gaps % LONG_GAP
+    return coded
 
 
 def _compress(data: bytes) -> bytes:

@@ -49,6 +49,13 @@ def test_a_smooth_map_takes_half_the_bytes_of_a_run_length_code_and_of_a_png() -
     assert code < 0.55 * len(buffer.getvalue())
 
 
+@pytest.mark.parametrize("between", [254, 255, 256, 511, 70_000])
+def test_rare_surprises_far_apart_come_back(between: int) -> None:
+    steps = np.full((300, 700), 20, np.uint8)
+    steps.reshape(-1)[::between] = 7
+    np.testing.assert_array_equal(decode_steps(encode_steps(steps)), steps)
+
+
 def test_a_map_of_one_value_takes_a_few_hundred_bytes() -> None:
     assert len(encode_steps(np.full((1080, 1920), 20, np.uint8))) < 300
 

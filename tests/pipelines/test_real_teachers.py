@@ -32,7 +32,8 @@ pytestmark = pytest.mark.real
 
 EDGETPU = "deeplab_edgetpu_slim_cityscapes19_513"
 ESPNET = "espnetv2_s_2.0_city_1024x512"
-SIZES = {EDGETPU: (513, 513), ESPNET: (512, 1024)}
+HALF_ESPNET = "espnetv2_s_1.0_city_1024x512"
+SIZES = {EDGETPU: (513, 513), ESPNET: (512, 1024), HALF_ESPNET: (512, 1024)}
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +130,8 @@ def _enlarged(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("name", "scales", "frames"),
-    [(EDGETPU, (1.0,), 10), (ESPNET, (1.0,), 10), (ESPNET, (0.5, 1.0), 3)],
-    ids=["edgetpu", "espnet", "scales"],
+    [(EDGETPU, (1.0,), 10), (ESPNET, (1.0,), 10), (HALF_ESPNET, (1.0,), 10), (ESPNET, (0.5, 1.0), 3)],
+    ids=["edgetpu", "espnet", "half", "scales"],
 )
 def test_labels_of_full_hd_frames_are_small_and_another_threshold_needs_no_teacher(
     teacher: Callable[[str], str],
