@@ -4,14 +4,15 @@
 
 Both label the same photographs with the same two classifiers in two worker processes; the labels are equal bytes. Ours
 hands addresses of shards to Ray Data, its workers read them and write a Parquet file each, the driver commits. The loop
-is a `multiprocessing.Pool` that reads JPEG files and writes label files. Counted is the CPU time of driver and workers
-from the moment that the workers are built to the last image's result. What Ray's own services (scheduler, object
-store, logs) burn meanwhile is printed apart.
+is a `multiprocessing.Pool` that reads JPEG files and writes label files. Counted is the steady state: the CPU time of
+driver and workers from the end of each worker's first shard (or as many files) to the last image's result. What Ray's
+own services (scheduler, object store, logs) burn meanwhile is printed apart.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import statistics
@@ -33,11 +34,13 @@ from pipelines.codecs import encode_label
 from pipelines.images import decode_image
 from pipelines.ingest import ingest
 from pipelines.ingest_plan import plan_ingest
+from pipelines.label_run import ImageShard
 from pipelines.labels import LabelSpace
 from pipelines.pssl import PsslWork, plan_pssl, run_pssl
 from pipelines.pssl_plan import LabelPlan, build_ensemble
 from pipelines.pssl_spec import EnsembleSpec, PsslSpec
 from pipelines.pssl_worker import PsslWorker
+from pipelines.schema import Receipt
 from pipelines.shards import ComputeSpec
 from pipelines.sources.imagenet import ImageNetSource
 from pipelines.tables import Dataset
@@ -51,6 +54,7 @@ from seg_models.weights.collected import collected_ensemble
 CLASSIFIERS = ("mobilenetv1_100_224", "mobilenetv2_100_224_tv")
 SETTINGS = PsslSpec(explainer=SmoothGradSpec(samples=4, score="logit"), resize="square", numerics=Numerics(chunk=4))
 NUM_WORKERS = 2
+START_LIMIT_S = 300
 COMPUTE = ComputeSpec(actors=NUM_WORKERS)
 SAME_PRIORITY = {"RAY_worker_niceness": "0"}
 """Else Ray's workers stand back wherever anything else runs, while the driver's clock ticks on."""
@@ -86,43 +90,74 @@ class Cost:
     """Cores that everything else but driver and workers keeps busy."""
 
 
-class Meter:
-    """Measures a run whose workers call `tell_ready` with its folder when they are built."""
+class Ready(NamedTuple):
+    """Where a worker stood when it had its first shard behind it."""
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir()
-        self.folder = folder
+    cpu_s: float
+    images: int
+
+
+class Meter:
+    """Measures a run of so many images, whose workers `wait_for_all` when built and `tell_ready` when warm."""
+
+    def __init__(self, folder: Path, *, num_images: int) -> None:
+        for each in (folder, _built(folder)):
+            each.mkdir()
+        self.folder, self.num_images = folder, num_images
         self._start: Spent | None = None
         self._end: Spent | None = None
-        self._images = 0
         self._watch = threading.Thread(target=self._wait, daemon=True)
         self._watch.start()
 
     def _wait(self) -> None:
-        while len(list(self.folder.iterdir())) < NUM_WORKERS:
+        """The driver counts from when the first worker is warm."""
+        while not any(self.folder.iterdir()):
             time.sleep(0.05)
         self._start = spent()
 
     def done(self, images: int) -> None:
         """So many images have their result."""
-        self._images, self._end = images, spent()
+        if images == self.num_images:
+            self._end = spent()
 
     def cost(self) -> Cost:
-        """After the last image. A worker counts from when it was ready itself."""
+        """After the last image."""
         start, end = self._start, self._end
         assert start is not None
         assert end is not None
-        ready = {int(file.name): float(file.read_text()) for file in self.folder.iterdir()}
+        ready = {int(file.name): Ready(*json.loads(file.read_text())) for file in self.folder.iterdir()}
+        assert len(ready) == NUM_WORKERS, "every worker had more than a shard to do"
         wall_s, driver = end.wall_s - start.wall_s, os.getpid()
         driver_s = end.work[driver] - start.work[driver]
-        workers_s = sum(end.work[pid] - before for pid, before in ready.items())
+        workers_s = sum(end.work[pid] - before.cpu_s for pid, before in ready.items())
+        images = self.num_images - sum(before.images for before in ready.values())
         services_s = end.services_s - start.services_s
-        return Cost(self._images / (driver_s + workers_s), driver_s / wall_s, services_s / wall_s)
+        return Cost(images / (driver_s + workers_s), driver_s / wall_s, services_s / wall_s)
 
 
-def tell_ready(folder: Path) -> None:
-    """Leave this process's CPU time in the meter's folder."""
-    (folder / str(os.getpid())).write_text(str(time.process_time()))
+def _built(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}-built")
+
+
+def wait_for_all(folder: Path) -> None:
+    """Begin together: a worker that starts late would find no work left.
+
+    Raises:
+        TimeoutError: another worker was not built.
+    """
+    (_built(folder) / str(os.getpid())).touch()
+    limit = time.monotonic() + START_LIMIT_S
+    while len(list(_built(folder).iterdir())) < NUM_WORKERS:
+        if time.monotonic() > limit:
+            raise TimeoutError(f"not all of {NUM_WORKERS} workers were built within {START_LIMIT_S} s")
+        time.sleep(0.05)
+
+
+def tell_ready(folder: Path, *, images: int) -> None:
+    """Leave this process's CPU time, and the images it has done, in the meter's folder."""
+    part = folder.with_name(f"{folder.name}-{os.getpid()}")
+    part.write_text(json.dumps((time.process_time(), images)))
+    part.rename(folder / str(os.getpid()))
 
 
 def entries(effort: Effort) -> Entries:
@@ -131,15 +166,16 @@ def entries(effort: Effort) -> Entries:
     for needed in (PROC / "self/stat", data / "images/imagenet-sample-1000", data / "weights/imagenet-classifiers"):
         if not needed.exists():
             return {"ray_pssl_loop": Skipped(f"needs {needed}")}
-    shard_images, num_images = (2, 6) if effort.tiny else (8, 64)
+    shard_images, num_images = (2, 12) if effort.tiny else (8, 128)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root, tasks = prepare(data, folder, num_images=num_images, shard_images=shard_images)
         pairs = []
         for number in range(effort.pairs):
             work = plan(root, data, labels=f"run{number}")
-            first = ours(work, Meter(folder / f"ours{number}"))
-            pairs.append((first, loop(work, tasks, Meter(folder / f"loop{number}"))))
+            first = ours(work, Meter(folder / f"ours{number}", num_images=num_images))
+            meter = Meter(folder / f"loop{number}", num_images=num_images)
+            pairs.append((first, loop(work, tasks, meter, warm_after=shard_images)))
             check_equal(work, tasks)
     rates = [(first.images_per_cpu_s, second.images_per_cpu_s) for first, second in pairs]
     driver = statistics.median(first.driver_cores for first, _ in pairs)
@@ -183,11 +219,19 @@ def plan(root: str, data: Path, *, labels: str) -> PsslWork:
 
 
 class ReadyWorker(PsslWorker):
-    """The worker of a job, which says when it is built."""
+    """The worker of a job, which says when it has its first shard behind it."""
 
     def __init__(self, *, ready: Path, **arguments: Any) -> None:
         super().__init__(**arguments)
-        tell_ready(ready)
+        self._ready: Path | None = ready
+        wait_for_all(ready)
+
+    def __call__(self, shard: ImageShard) -> Receipt:
+        receipt = super().__call__(shard)
+        if self._ready is not None:
+            tell_ready(self._ready, images=receipt.num_rows)
+            self._ready = None
+        return receipt
 
 
 def ours(work: PsslWork, meter: Meter) -> Cost:
@@ -198,9 +242,9 @@ def ours(work: PsslWork, meter: Meter) -> Cost:
     return meter.cost()
 
 
-def loop(work: PsslWork, tasks: list[Task], meter: Meter) -> Cost:
-    """The same labels by a pool of processes."""
-    given = (work.worker_args["plan"], work.worker_args["classifiers"], work.space, meter.folder)
+def loop(work: PsslWork, tasks: list[Task], meter: Meter, *, warm_after: int) -> Cost:
+    """The same labels by a pool of processes, each warm after so many images."""
+    given = (work.worker_args["plan"], work.worker_args["classifiers"], work.space, meter.folder, warm_after)
     with get_context("spawn").Pool(NUM_WORKERS, start_worker, given) as pool:
         for _ in pool.imap(label_file, tasks):
             pass
@@ -208,33 +252,41 @@ def loop(work: PsslWork, tasks: list[Task], meter: Meter) -> Cost:
     return meter.cost()
 
 
-class _Worker(NamedTuple):
+@dataclass
+class _Worker:
     ensemble: Ensemble
     space: LabelSpace
+    ready: Path
+    warm_after: int
+    done: int = 0
 
 
 _worker: list[_Worker] = []  # what a process of the pool holds
 
 
 def start_worker(
-    label_plan: LabelPlan, classifiers: tuple[ClassifierSpec, ...], space: LabelSpace, ready: Path
+    label_plan: LabelPlan, classifiers: tuple[ClassifierSpec, ...], space: LabelSpace, ready: Path, warm_after: int
 ) -> None:
     """Build the ensemble in a process of the pool."""
     torch.set_num_threads(label_plan.threads)
-    _worker.append(_Worker(build_ensemble(label_plan, classifiers), space))
-    tell_ready(ready)
+    _worker.append(_Worker(build_ensemble(label_plan, classifiers), space, ready, warm_after))
+    wait_for_all(ready)
 
 
 def label_file(task: Task) -> None:
     """Label one image file; the label is written beside it."""
-    ensemble, space = _worker[0]
+    worker = _worker[0]
+    space = worker.space
     image = decode_image(task.path.read_bytes())
-    (found,) = ensemble.scores([Query(image, task.class_index, task.image_id)])
+    (found,) = worker.ensemble.scores([Query(image, task.class_index, task.image_id)])
     scores = found.scores
     assert scores is not None
     assert space.background is not None
     label = pseudo_label(scores.numpy(), class_index=task.class_index, background=space.background, dtype=space.dtype)
     label_path(task).write_bytes(encode_label(label))
+    worker.done += 1
+    if worker.done == worker.warm_after:
+        tell_ready(worker.ready, images=worker.done)
 
 
 def label_path(task: Task) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import schema
+from pipelines.ahead import ahead
 from pipelines.codecs import encode_label
 from pipelines.confidence import encode_confidence
 from pipelines.decoding import decode_ahead
@@ -19,7 +21,7 @@ from pipelines.published import Checkpoint, Device, make_predictor
 from pipelines.schema import Receipt
 from pipelines.shard_counts import RowError, ShardCounts, with_stats
 from pipelines.tables import read_shard_file, write_shard
-from seg_models.predictor import PredictorSpec
+from seg_models.predictor import Prediction, PredictorSpec
 from seg_models.spec import Spec
 
 
@@ -65,7 +67,7 @@ class TeacherWorker:
         images_uri: the image table.
         labels_uri: the label table to write shards into; the driver commits them.
         plan: what the labels depend on; a machine that cannot follow it is refused.
-        fetch: images decoded ahead of the one that is predicted.
+        fetch: images decoded ahead of the one that is predicted, and coded behind it, in threads.
 
     Raises:
         ValueError: the machine cannot follow the plan, or the checkpoint cannot be loaded.
@@ -87,25 +89,36 @@ class TeacherWorker:
         with self._counts.phase("read"):
             rows = read_shard_file(self._images_uri, shard.path, columns=("id", "image", "reason")).to_pylist()
         images = self._counts.timed("decode", decode_ahead(rows, num=self._fetch))
-        labelled = [self._label_row(row, image) for row, image in zip(rows, images, strict=True)]
+        labelled = list(ahead(self._predicted(rows, images), self._coded, num=self._fetch))
         columns = {key: [row[key] for row in labelled] for key in ("id", "label", "confidence", "reason")}
         table = with_stats(columns, columns_of=schema.LABELS, stats=self._counts.of_file())
         with self._counts.phase("write"):
             receipt = write_shard(self._labels_uri, shard.key, table)
         return dataclasses.replace(receipt, stats=self._counts.of_receipt())
 
-    def _label_row(self, row: dict[str, Any], image: NDArray[np.uint8] | RowError) -> dict[str, Any]:
-        """A row of the label set: label and confidence, or the reason why there is none."""
-        if isinstance(image, RowError):
-            return {"id": row["id"], "label": None, "confidence": None, "reason": self._counts.reject(str(image))}
-        with self._counts.phase("predict"):
-            found = self._predictor.predict(image)
+    def _predicted(
+        self, rows: Sequence[dict[str, Any]], images: Iterable[NDArray[np.uint8] | RowError]
+    ) -> Iterator[tuple[str, Prediction | RowError]]:
+        """Id of every row and what the teacher sees, or why it sees nothing."""
+        for row, image in zip(rows, images, strict=True):
+            if isinstance(image, RowError):
+                yield row["id"], image
+                continue
+            with self._counts.phase("predict"):
+                found = self._predictor.predict(image)
+            yield row["id"], found
+
+    def _coded(self, found: tuple[str, Prediction | RowError]) -> dict[str, Any]:
+        """A row of the label set; several are made in threads while the teacher looks at the next images."""
+        row_id, seen = found
+        if isinstance(seen, RowError):
+            return {"id": row_id, "label": None, "confidence": None, "reason": self._counts.reject(str(seen))}
         with self._counts.phase("encode"):
-            label = found.label.astype(self._space.dtype)
+            label = seen.label.astype(self._space.dtype)
             self._counts.count_pixels("pixels", label)
             return {
-                "id": row["id"],
+                "id": row_id,
                 "label": encode_label(label),
-                "confidence": encode_confidence(found.confidence),
+                "confidence": encode_confidence(seen.confidence),
                 "reason": None,
             }

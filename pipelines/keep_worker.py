@@ -128,7 +128,7 @@ class KeepWorker:
         below = int(np.count_nonzero(cut & kept.below))
         others = {"threshold": below, "coarse": int(np.count_nonzero(cut)) - below}
         others["border"] = int(np.count_nonzero(~known)) - below - others["coarse"]
-        self._counts.tables["cut"].update(others)
+        self._counts.count("cut", others)
 
 
 def _coarse_label(row: dict[str, Any], shape: tuple[int, ...]) -> Label:

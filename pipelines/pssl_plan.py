@@ -28,7 +28,7 @@ from seg_models.weights.files import file_sha256, resolve_weights
 
 Device = Literal["cpu", "cuda"]
 
-PLANNED = {"explainer", "normalise", "smoothing", "resize", "top_deciles", "seed"}
+PLANNED = {"explainer", "normalise", "smoothing", "resize", "top_deciles", "above_otsu", "seed"}
 """Settings of a job that decide its labels; how classifiers are computed stands beside each of them."""
 
 
@@ -46,7 +46,7 @@ class LabelPlan(Spec):
 
     kind: Literal["pssl"] = "pssl"
     settings: dict[str, Any]
-    """Explainer, normalisation, resizing, deciles and seed."""
+    """Explainer, normalisation, resizing, deciles, Otsu's threshold and seed."""
     classifiers: tuple[ClassifierPlan, ...]
     threads: int
     device: Device

@@ -121,6 +121,7 @@ def label_sizes(
             class_index=first.class_index,
             background=space.background,
             top_deciles=pssl.top_deciles,
+            above_otsu=pssl.above_otsu,
             dtype=space.dtype,
         )
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines import storage
-from seg_models.consensus import Normalise
+from seg_models.consensus import AboveOtsu, Normalise
 from seg_models.explain import AnyExplainer, RandomSpec, SmoothGradSpec
 from seg_models.numerics import Numerics
 from seg_models.smoothing import AnySmoothing, GuidedSpec, NoSmoothing
@@ -38,12 +38,23 @@ class PsslSpec(Spec):
     """Input of a classifier: short side to its size with the aspect kept, or squeezed into a square."""
     top_deciles: int = Field(1, ge=1, le=9)
     """The class is given to the pixels in this many top tenths of the scores."""
+    above_otsu: AboveOtsu = "background"
+    """What the pixels become that are in none of the top deciles, but above Otsu's threshold of the image's scores."""
     seed: int = 0
     """Seed of the noise."""
     numerics: Annotated[Numerics | Literal["probe"], BeforeValidator(_numerics)] = Numerics()
     """How classifiers are computed that do not say so themselves; `probe` measures what is fastest for each, once."""
     threads: int = Field(1, gt=0)
     """Torch threads of each actor."""
+
+    @model_validator(mode="after")
+    def _check_control(self) -> Self:
+        if isinstance(self.explainer, RandomSpec) and self.above_otsu != "background":
+            raise ValueError(
+                f"above_otsu = {self.above_otsu!r} has no meaning for the random control, whose scores know no object; "
+                "allowed: background"
+            )
+        return self
 
 
 PRESETS: dict[str, PsslSpec] = {

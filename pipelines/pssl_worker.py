@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import schema
+from pipelines.ahead import ahead
 from pipelines.codecs import encode_label
 from pipelines.decoding import decode_ahead
 from pipelines.kept_deciles import KeptDeciles
@@ -22,11 +23,20 @@ from pipelines.pssl_spec import PsslSpec
 from pipelines.schema import Receipt
 from pipelines.shard_counts import RowError, ShardCounts, with_stats
 from pipelines.tables import read_shard_file, write_shard
-from seg_models.consensus import Consensus, pseudo_label
+from seg_models.consensus import pseudo_label
 from seg_models.ensemble import Query
 from seg_models.weights.classifiers import ClassifierSpec
 
 NO_SIGNAL = "every explanation map is zero"
+
+
+class _Scored(NamedTuple):
+    """A row with its scores (H, W), or why it has none."""
+
+    row: int
+    image_id: str
+    scores: NDArray[np.float64] | RowError
+    class_index: int = 0
 
 
 class PsslWorker:
@@ -38,7 +48,7 @@ class PsslWorker:
         plan: what the labels depend on; a machine that cannot follow it is refused.
         classifiers: the ensemble, in the plan's order.
         space: classes of the labels, with a background.
-        fetch: images decoded ahead of the one that is explained.
+        fetch: images decoded ahead of the ones that are explained, and labelled behind them, in threads.
         decile_codec: of the deciles to keep beside the labels; None keeps none.
 
     Raises:
@@ -72,32 +82,32 @@ class PsslWorker:
         with self._counts.phase("read"):
             rows = read_shard_file(self._images_uri, shard.path, columns=("id", "image", "class", "reason")).to_pylist()
         images = self._counts.timed("decode", decode_ahead(rows, num=self._fetch))
-        labels = self._labels(rows, images)
+        labels: list[bytes | RowError] = [b""] * len(rows)
+        for number, label in ahead(self._scored(rows, images), self._label, num=self._fetch):
+            labels[number] = label
         with self._counts.phase("write"):
             ids = [row["id"] for row in rows]
             table = label_table(ids, labels, self._counts, deciles=self._kept.column(ids))
             receipt = write_shard(self._labels_uri, shard.key, table)
         return dataclasses.replace(receipt, stats=self._counts.of_receipt())
 
-    def _labels(
+    def _scored(
         self, rows: Sequence[dict[str, Any]], images: Iterable[NDArray[np.uint8] | RowError]
-    ) -> list[bytes | RowError]:
-        """The encoded label of every row, or why it has none.
+    ) -> Iterator[_Scored]:
+        """Scores of every row, or why it has none, in any order.
 
         Usable rows are explained in batches in their order, so that a batch depends on the shard alone.
         """
-        labels: dict[int, bytes | RowError] = {}
         waiting: list[tuple[int, Query, int]] = []
         for index, (row, image) in enumerate(zip(rows, images, strict=True)):
             try:
                 waiting.append((index, *self._query(row, image)))
             except RowError as error:
-                labels[index] = RowError(self._counts.reject(str(error)))
+                yield _Scored(index, row["id"], error)
             if len(waiting) == self._ensemble.batch:
-                labels |= self._explained(waiting)
+                yield from self._explained(waiting)
                 waiting = []
-        labels |= self._explained(waiting)
-        return [labels[index] for index in range(len(rows))]
+        yield from self._explained(waiting)
 
     def _query(self, row: dict[str, Any], image: NDArray[np.uint8] | RowError) -> tuple[Query, int]:
         """The image of a row with what the classifiers are asked, and the row's class.
@@ -115,37 +125,40 @@ class PsslWorker:
             raise RowError(str(error)) from error
         return Query(image, target, row["id"]), row["class"]
 
-    def _explained(self, batch: Sequence[tuple[int, Query, int]]) -> dict[int, bytes | RowError]:
-        """Labels of a batch of rows, by their place in the shard."""
+    def _explained(self, batch: Sequence[tuple[int, Query, int]]) -> Iterator[_Scored]:
+        """Scores of a batch of rows."""
         if not batch:
-            return {}
-        found = self._counts.timed("explain", self._ensemble.scores([query for _, query, _ in batch]))
-        return {
-            index: self._label(scores, class_index=class_index, image_id=query.id)
-            for (index, query, class_index), scores in zip(batch, found, strict=True)
-        }
+            return
+        found = self._counts.timed("explain", self._finished([query for _, query, _ in batch]))
+        for (index, query, class_index), scores in zip(batch, found, strict=True):
+            yield _Scored(index, query.id, scores, class_index)
 
-    def _label(self, found: Consensus, *, class_index: int, image_id: str) -> bytes | RowError:
-        """The encoded label (H, W) that the scores of an image give."""
-        for index in found.skipped:
-            self._counts.tables["skipped"][str(index)] += 1
-        if found.scores is None:
-            return RowError(self._counts.reject(NO_SIGNAL))
+    def _finished(self, queries: Sequence[Query]) -> Iterator[NDArray[np.float64] | RowError]:
+        """Scores (H, W) of every image, on the CPU."""
+        for found in self._ensemble.scores(queries):
+            self._counts.count("skipped", {str(index): 1 for index in found.skipped})
+            yield RowError(NO_SIGNAL) if found.scores is None else found.scores.cpu().numpy()
+
+    def _label(self, found: _Scored) -> tuple[int, bytes | RowError]:
+        """Row and encoded label (H, W); several are made in threads while the ensemble explains the next images."""
+        scores = found.scores
+        if isinstance(scores, RowError):
+            return found.row, RowError(self._counts.reject(str(scores)))
         background = self._space.background
         assert background is not None
         with self._counts.phase("label"):
-            scores = found.scores.cpu().numpy()
-            self._kept.keep(image_id, scores)
+            self._kept.keep(found.image_id, scores)
             label = pseudo_label(
                 scores,
-                class_index=class_index,
+                class_index=found.class_index,
                 background=background,
                 top_deciles=self._settings.top_deciles,
+                above_otsu=self._settings.above_otsu,
                 dtype=self._space.dtype,
             )
             self._counts.count_pixels("pixels", label)
         with self._counts.phase("encode"):
-            return encode_label(label)
+            return found.row, encode_label(label)
 
 
 def pssl_counts() -> ShardCounts:

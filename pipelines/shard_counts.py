@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,7 +34,7 @@ class RowError(ValueError):
 
 
 class ShardCounts:
-    """What a worker counts while it goes through a shard.
+    """What a worker counts while it goes through a shard, in several threads if it likes.
 
     Args:
         tables: names of the tables of counts that the shard's file shall hold.
@@ -43,13 +44,15 @@ class ShardCounts:
         self.tables: dict[str, Counter[str]] = {name: Counter() for name in tables}
         self._reasons: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the time spent in the block to a phase."""
         start = time.perf_counter()
         yield
-        self._seconds[name] += time.perf_counter() - start
+        with self._lock:
+            self._seconds[name] += time.perf_counter() - start
 
     def timed(self, name: str, items: Iterable[T]) -> Iterator[T]:
         """The items; the time spent waiting for them is added to a phase."""
@@ -63,13 +66,19 @@ class ShardCounts:
 
     def reject(self, reason: str) -> str:
         """Count a rejected row and hand its reason back."""
-        self._reasons[reason] += 1
+        with self._lock:
+            self._reasons[reason] += 1
         return reason
 
     def count_pixels(self, table: str, label: NDArray[Any]) -> None:
         """Add the pixels of a label, by value."""
         counts = np.bincount(label.reshape(-1))
-        self.tables[table].update({str(value): int(counts[value]) for value in np.flatnonzero(counts)})
+        self.count(table, {str(value): int(counts[value]) for value in np.flatnonzero(counts)})
+
+    def count(self, table: str, found: Mapping[str, int]) -> None:
+        """Add to a table of counts."""
+        with self._lock:
+            self.tables[table].update(found)
 
     def of_file(self) -> dict[str, Any]:
         """What the shard's file holds: no times, so that a repeated shard has equal bytes."""

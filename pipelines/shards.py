@@ -40,7 +40,8 @@ class ComputeSpec(Spec):
     gpus: float = Field(0.0, ge=0)
     """GPUs of each actor, fractions allowed."""
     fetch: int = Field(4, gt=0)
-    """Images that an actor of `pssl` or `autolabel` decodes in threads ahead of the one it works on."""
+    """Images that an actor of `pssl` or `autolabel` decodes ahead of the one it works on, and codes behind it, each in
+    as many threads."""
     stall_limit_s: float = Field(21_600, gt=0)
     """Stop with an error when no shard has finished for this many seconds."""
     wait_s: float = Field(0.0, ge=0)

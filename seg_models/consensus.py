@@ -13,9 +13,11 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from seg_models.otsu import otsu_threshold
 from seg_models.ranks import deciles
 
 Normalise = Literal["none", "l1", "max", "minmax", "rank"]
+AboveOtsu = Literal["background", "class", "void"]
 
 
 class Consensus(NamedTuple):
@@ -90,11 +92,21 @@ def pseudo_label(
     class_index: int,
     background: int,
     top_deciles: int = 1,
+    above_otsu: AboveOtsu = "background",
     dtype: DTypeLike = np.uint16,
 ) -> NDArray[Any]:
-    """Label map (H, W): the image's class in the top deciles of the scores, background elsewhere."""
-    foreground = deciles(scores) >= 10 - top_deciles
-    return np.where(foreground, class_index, background).astype(dtype)
+    """Label map (H, W): the image's class in the top deciles of the scores, background elsewhere.
+
+    Args:
+        above_otsu: what the pixels become that are in none of the top deciles, but above Otsu's threshold.
+        dtype: uint8 or uint16, whose largest value is void.
+    """
+    label = np.full(scores.shape, background, dtype)
+    values = {"background": background, "class": class_index, "void": np.iinfo(label.dtype).max}
+    if above_otsu != "background":
+        label[scores > otsu_threshold(scores)] = values[above_otsu]
+    label[deciles(scores) >= 10 - top_deciles] = class_index
+    return label
 
 
 def _has_signal(scores: Tensor) -> bool:

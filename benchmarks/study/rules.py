@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.study.maps import Maps
 from seg_models.consensus import Mean, Normalise, resize_map
+from seg_models.otsu import otsu_threshold
 from seg_models.ranks import deciles
 from seg_models.smoothing import AnySmoothing, GaussianSpec, GuidedSpec, NoSmoothing, smooth_map
 from seg_models.weights.classifiers import resize_image
@@ -122,19 +123,6 @@ def label_quality(chosen: NDArray[np.bool_], mask: NDArray[np.bool_]) -> dict[st
     }
 
 
-def otsu(scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Pixels above the threshold that separates scores best into two groups (Otsu 1979), over 256 bins."""
-    counts, edges = np.histogram(scores, bins=256)
-    middles = (edges[1:] + edges[:-1]) / 2
-    below, above = np.cumsum(counts), np.cumsum(counts[::-1])[::-1]
-    sums = np.cumsum(counts * middles)
-    mean_below = sums / np.maximum(below, 1)
-    mean_above = (sums[-1] - sums + counts * middles) / np.maximum(above, 1)
-    between = below[:-1] * above[1:] * (mean_below[:-1] - mean_above[1:]) ** 2
-    chosen: NDArray[np.bool_] = scores > edges[int(np.argmax(between)) + 1]
-    return chosen
-
-
 def labels_by(scores: NDArray[np.float64]) -> Mapping[str, NDArray[Any]]:
     """The shares of the image that could become the label."""
     tenths = deciles(scores)
@@ -142,5 +130,5 @@ def labels_by(scores: NDArray[np.float64]) -> Mapping[str, NDArray[Any]]:
         "top decile": tenths >= 9,
         "top 2 deciles": tenths >= 8,
         "top 3 deciles": tenths >= 7,
-        "otsu": otsu(scores),
+        "otsu": scores > otsu_threshold(scores),
     }

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.study.maps import Depth
-from benchmarks.study.rules import GUIDED, NUM_CLASSIFIERS, Rule, labels_by, otsu, quality, rules, scores_by
+from benchmarks.study.rules import GUIDED, NUM_CLASSIFIERS, Rule, labels_by, quality, rules, scores_by
 from benchmarks.study.tables import means, paired_tests, passes_for_paper, plot
 
 
@@ -40,7 +40,7 @@ def test_otsu_parts_two_groups_whatever_their_share() -> None:
         scores = np.random.default_rng(0).normal(0.0, 0.05, (40, 50))
         wanted = np.arange(2000).reshape(40, 50) < 2000 * share
         scores[wanted] += 1.0
-        assert np.array_equal(otsu(scores), wanted)
+        assert np.array_equal(labels_by(scores)["otsu"], wanted)
         assert float(labels_by(scores)["top 2 deciles"].mean()) == pytest.approx(0.2)
 
 

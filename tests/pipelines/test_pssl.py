@@ -265,6 +265,28 @@ def test_every_explainer_labels_the_same_area(tmp_path: Path, explainer: AnyExpl
     assert areas == [36 * 48 * 2 // 10] * 2
 
 
+def test_pixels_between_the_top_decile_and_otsus_threshold_can_be_void(tmp_path: Path) -> None:
+    dataset = write_images(tmp_path / "data", [[row(0), row(1)]])
+    ensemble = classifiers(tmp_path)
+    found = {}
+    for rule in ("background", "class", "void"):
+        pssl = QUICK.model_copy(update={"above_otsu": rule})
+        label_first_shard(dataset, work_in_process(dataset, ensemble, pssl=pssl, name=rule), rule)
+        found[rule] = [decode_label(one["label"]) for one in labels_of(dataset, rule)]
+    for number in (0, 1):
+        decile, otsu, void = (found[rule][number] for rule in ("background", "class", "void"))
+        assert int((otsu == number).sum()) > int((decile == number).sum()) == 36 * 48 // 10
+        np.testing.assert_array_equal(void == number, decile == number)
+        np.testing.assert_array_equal(void == 255, (otsu == number) & (decile != number))
+
+
+def test_the_random_control_knows_no_threshold() -> None:
+    with pytest.raises(
+        ValueError, match=r"above_otsu = 'void' has no meaning for the random control.*allowed: background"
+    ):
+        PsslSpec(explainer=RandomSpec(), above_otsu="void")
+
+
 def test_a_dataset_with_a_background_of_its_own_keeps_its_classes() -> None:
     space = LabelSpace(names=("ground", "red", "green"), background=0)
     assert pssl_label_space(space) == space
