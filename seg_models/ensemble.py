@@ -6,7 +6,7 @@ Shapes: B images, H W pixels of an image, h w pixels of a classifier's input.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,13 +93,15 @@ class Ensemble:
         means = [Mean(rule=self.normalise) for _ in queries]
         pixels = [torch.from_numpy(np.array(query.image)).permute(2, 0, 1).to(self.device) for query in queries]
         sizes = [self._map_size(query.image) for query in queries]
+        inputs: dict[int, Tensor] = {}
         input_px = 0
         for classifier, model in zip(self.classifiers, self._models, strict=True):
             if classifier.spec.size != input_px:
                 self._noise.clear()
                 input_px = classifier.spec.size
-            for members in self._groups(classifier, queries):
-                maps = self._maps(classifier, model, [pixels[i] for i in members], [queries[i] for i in members])
+                inputs = {i: self._resized(image, size=input_px) for i, image in enumerate(pixels)}
+            for members in self._groups(inputs):
+                maps = self._maps(classifier, model, [inputs[i] for i in members], [queries[i] for i in members])
                 for index, found in zip(members, maps, strict=True):
                     means[index].add(resize_map(found, height=sizes[index][0], width=sizes[index][1]))
         self._noise.clear()
@@ -115,18 +117,23 @@ class Ensemble:
         size = max(classifier.spec.size for classifier in self.classifiers)
         return input_size(*image.shape[:2], size=size, resize=self.resize)
 
-    def _groups(self, classifier: Classifier, queries: Sequence[Query]) -> list[list[int]]:
-        """Indices of the images that become inputs of one size, in order."""
-        found: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, query in enumerate(queries):
-            found[input_size(*query.image.shape[:2], size=classifier.spec.size, resize=self.resize)].append(index)
+    def _resized(self, image: Tensor, *, size: int) -> Tensor:
+        """An image (3, H, W) as classifiers of an input size see it, (3, h, w), not normalised."""
+        height, width = input_size(*image.shape[1:], size=size, resize=self.resize)
+        return resize_image(image, height=height, width=width)
+
+    def _groups(self, inputs: Mapping[int, Tensor]) -> list[list[int]]:
+        """Indices of the inputs of one size, in order."""
+        found: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, image in inputs.items():
+            found[tuple(image.shape)].append(index)
         return list(found.values())
 
     def _maps(
-        self, classifier: Classifier, model: torch.nn.Module, pixels: Sequence[Tensor], queries: Sequence[Query]
+        self, classifier: Classifier, model: torch.nn.Module, inputs: Sequence[Tensor], queries: Sequence[Query]
     ) -> Tensor:
         """Maps (B, h, w) of images of one input size."""
-        prepared = torch.stack([classifier.prepare(image, resize=self.resize) for image in pixels])
+        prepared = classifier.normalise(torch.stack(list(inputs)))
         return explain_images(
             model,
             prepared,

@@ -26,6 +26,7 @@ def write_tables(rows: Sequence[Row], output: Path) -> dict[str, Any]:
     Returns:
         `tables` (axis to rows of means), `passes_for_n50` and `tests`, by set.
     """
+    rows = with_purity(rows)
     tables = {axis: means(rows, axis=axis) for axis in dict.fromkeys(row["axis"] for row in rows)}
     summary = {"tables": tables, "passes_for_n50": passes_for_paper(tables), "tests": paired_tests(rows)}
     output.mkdir(parents=True, exist_ok=True)
@@ -33,6 +34,18 @@ def write_tables(rows: Sequence[Row], output: Path) -> dict[str, Any]:
     plot(tables["passes"]).savefig(output / "study.png", dpi=75)
     print(f"passes_for_n50 {summary['passes_for_n50']}\ntests {summary['tests']}")
     return summary
+
+
+def with_purity(rows: Sequence[Row]) -> list[Row]:
+    """The rows, those of labels with how much of what is no label is no object either."""
+    objects = {(row["set"], row["photo"]): row["precision"] for row in rows if row["axis"] == "control"}
+    found = []
+    for row in rows:
+        if row["axis"] == "share":
+            missed = objects[row["set"], row["photo"]] * (1 - row["recall"])
+            row = row | {"purity": 1 - missed / (1 - row["share"]) if row["share"] < 1 else 1.0}
+        found.append(row)
+    return found
 
 
 KEYS = ("set", "kind", "normalise", "smoothing", "models", "passes", "label")
@@ -49,7 +62,7 @@ def means(rows: Iterable[Row], *, axis: str) -> list[Row]:
 
 def _mean(key: tuple[Any, ...], group: list[Row]) -> Row:
     named = {name: value for name, value in zip(KEYS, key, strict=True) if value is not None}
-    numbers = [name for name in (*MEASURES, "share", "recall", "same") if name in group[0]]
+    numbers = [name for name in (*MEASURES, "share", "recall", "purity", "same") if name in group[0]]
     photos = len({row["photo"] for row in group})
     return named | {"photos": photos} | {name: float(np.mean([row[name] for row in group])) for name in numbers}
 

@@ -107,9 +107,12 @@ class Classifier(nn.Module):
     def prepare(self, image: Tensor, *, resize: Resize = "short_side") -> Tensor:
         """Resize (bilinear, antialiased) and normalise one uint8 image (3, H, W) to float32 (3, h, w)."""
         height, width = input_size(image.shape[-2], image.shape[-1], size=self.spec.size, resize=resize)
-        resized = resize_image(image, height=height, width=width)
-        mean = torch.tensor(self.spec.mean, device=image.device)[:, None, None]
-        std = torch.tensor(self.spec.std, device=image.device)[:, None, None]
+        return self.normalise(resize_image(image, height=height, width=width))
+
+    def normalise(self, resized: Tensor) -> Tensor:
+        """Bring images (..., 3, h, w) of the right size, 0..255, to what the network was trained with."""
+        mean = torch.tensor(self.spec.mean, device=resized.device)[:, None, None]
+        std = torch.tensor(self.spec.std, device=resized.device)[:, None, None]
         return (resized * self.spec.input_scale - mean) / std
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.study.maps import Depth
-from benchmarks.study.rules import GUIDED, NUM_CLASSIFIERS, Rule, labels_by, quality, rules, scores_by
-from benchmarks.study.tables import means, paired_tests, passes_for_paper, plot
+from benchmarks.study.rules import GUIDED, NUM_CLASSIFIERS, Rule, label_quality, labels_by, quality, rules, scores_by
+from benchmarks.study.tables import means, paired_tests, passes_for_paper, plot, with_purity
 
 
 @settings(max_examples=40, deadline=None)
@@ -93,3 +93,17 @@ def test_every_rule_of_the_study_has_its_maps() -> None:
     assert {rule.kind for rule in listed} == set(depth.kinds)
     assert len(listed) == len(set(listed))
     assert Depth().key != depth.key
+
+
+def test_what_is_no_label_is_judged_too() -> None:
+    mask = np.zeros((4, 10), bool)
+    mask[:2] = True
+    chosen = np.zeros_like(mask)
+    chosen[0] = True
+    chosen[3] = True
+    common = {"set": "a", "photo": "1"}
+    rows = [
+        common | {"axis": "control", "precision": float(mask.mean())},
+        common | {"axis": "share"} | label_quality(chosen, mask),
+    ]
+    assert with_purity(rows)[1]["purity"] == pytest.approx(float((~mask[~chosen]).mean()))
