@@ -71,13 +71,18 @@ def resolve_pssl(value: PsslSpec | str | Mapping[str, Any]) -> PsslSpec:
     replaces the base's.
 
     Raises:
-        ValueError: unknown preset; the message holds the nearest one.
+        ValueError: unknown preset, with the nearest one; or a preset beside settings that leave nothing to it.
     """
     if isinstance(value, PsslSpec):
         return value
     if not isinstance(value, str | Mapping):
         raise ValueError(f"found {value!r}; allowed: a preset ({', '.join(PRESETS)}) or a table")
     table = {"base": value} if isinstance(value, str) else dict(value)
+    if "base" in table and set(PsslSpec.model_fields) <= set(table):
+        raise ValueError(
+            f"base = {table['base']!r} would change nothing, every setting is given; allowed: the preset alone "
+            f"(--pssl {table['base']}), or a table without base"
+        )
     name = table.pop("base", "fast")
     if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}{did_you_mean(str(name), PRESETS)}; known: {', '.join(PRESETS)}")

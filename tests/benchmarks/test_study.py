@@ -102,7 +102,7 @@ def test_what_is_no_label_is_judged_too() -> None:
     chosen[0] = True
     chosen[3] = True
     common = {"set": "a", "photo": "1"}
-    rows = [
+    rows: list[dict[str, Any]] = [
         common | {"axis": "control", "precision": float(mask.mean())},
         common | {"axis": "share"} | label_quality(chosen, mask),
     ]

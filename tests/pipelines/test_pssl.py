@@ -174,6 +174,8 @@ def test_settings_are_a_preset_or_a_table_over_one() -> None:
     )
     assert resolve_pssl({"explainer": {"kind": "random"}}).explainer == RandomSpec()
     assert resolve_pssl(paper.model_dump(mode="json")) == paper
+    with pytest.raises(ValueError, match=r"base = 'fast' would change nothing.*\(--pssl fast\)"):
+        resolve_pssl({**paper.model_dump(mode="json"), "base": "fast"})
     with pytest.raises(ValueError, match=r"unknown preset 'papr' \(did you mean 'paper'\?\); known: fast, paper"):
         resolve_pssl("papr")
     with pytest.raises(ValueError, match=r"numerics\n.*found 'prob' \(did you mean 'probe'\?\); allowed: probe"):
