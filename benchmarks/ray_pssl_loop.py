@@ -166,7 +166,7 @@ def entries(effort: Effort) -> Entries:
     for needed in (PROC / "self/stat", data / "images/imagenet-sample-1000", data / "weights/imagenet-classifiers"):
         if not needed.exists():
             return {"ray_pssl_loop": Skipped(f"needs {needed}")}
-    shard_images, num_images = (2, 12) if effort.tiny else (8, 128)
+    shard_images, num_images = (2, 12) if effort.tiny else (8, 96)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root, tasks = prepare(data, folder, num_images=num_images, shard_images=shard_images)

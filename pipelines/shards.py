@@ -26,7 +26,8 @@ from pipelines.schema import Receipt
 from seg_models.spec import Spec
 
 BLOCK_BYTES = 1024**2
-LOOK_EVERY_S = 0.5  # a driver that looks ten times a second keeps 0.04 cores busy, and this one 0.02
+LOOK_EVERY_S = 0.5  # as Ray Data has it, a driver that only waits keeps 0.04 cores busy; so, 0.02
+POLL_EVERY_S = 0.1
 MAX_ATTEMPTS = 5  # preemption may end a worker a few times; a shard that ends every worker is poison
 
 
@@ -198,10 +199,22 @@ def _configure(compute: ComputeSpec) -> None:
     context.target_max_block_size = BLOCK_BYTES
     # Its executor looks at all tasks ten times a second; ours take seconds, and a second one waits at every actor.
     streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = LOOK_EVERY_S
+    # And whoever waits for its results asks for them a hundred times a second.
+    streaming_executor_state.time = _PatientClock()
     # Its half an hour is less than a shard of a large ensemble takes.
     context.execution_no_progress_timeout_s = compute.stall_limit_s
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+
+
+class _PatientClock:
+    """The module `time`, but short sleeps are longer."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(max(seconds, POLL_EVERY_S))
 
 
 @dataclass(frozen=True)
