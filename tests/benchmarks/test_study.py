@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks.study.maps import Depth
 from benchmarks.study.rules import GUIDED, NUM_CLASSIFIERS, Rule, label_quality, labels_by, quality, rules, scores_by
-from benchmarks.study.tables import means, paired_tests, passes_for_paper, plot, with_purity
+from benchmarks.study.tables import CHOSEN_ON, held_out, means, paired_tests, passes_for_paper, plot, with_purity
 
 
 @settings(max_examples=40, deadline=None)
@@ -107,3 +107,9 @@ def test_what_is_no_label_is_judged_too() -> None:
         common | {"axis": "share"} | label_quality(chosen, mask),
     ]
     assert with_purity(rows)[1]["purity"] == pytest.approx(float((~mask[~chosen]).mean()))
+
+
+def test_photographs_that_the_rule_was_chosen_on_are_held_out_in_order() -> None:
+    rows = [{"set": name, "photo": str(number)} for name in CHOSEN_ON for number in range(45) for _ in range(2)]
+    left = [(row["set"], int(row["photo"])) for row in held_out(rows)]
+    assert left == [(name, number) for name, most in CHOSEN_ON.items() for number in range(most, 45) for _ in range(2)]
