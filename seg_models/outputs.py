@@ -6,6 +6,7 @@ Shapes everywhere: N batch, C channels, K classes, H W pixels, h w cells (H W ov
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ class SemanticOutput(NamedTuple):
     """(N, K, h, w) unnormalised class scores, not yet upsampled."""
     aux: tuple[Tensor, ...] = ()
     """Further logits (N, K, h', w') of auxiliary heads; empty in eval mode."""
+    extras: Mapping[str, Tensor] = {}
+    """What else the model's own loss compares, by name (edges, features, class scores); empty in eval mode."""
 
 
 class SemanticTarget(NamedTuple):

@@ -35,6 +35,10 @@ class ModelSpec(Spec, abc.ABC):
 # The one table of built-in architectures: name -> where its settings live.
 ARCHITECTURES: dict[str, str] = {
     "pspnet": "seg_models.architectures.pspnet:PSPNetSpec",
+    "fcn": "seg_models.architectures.fcn:FCNSpec",
+    "deeplabv3": "seg_models.architectures.deeplabv3:DeepLabV3Spec",
+    "deeplabv3plus": "seg_models.architectures.deeplabv3plus:DeepLabV3PlusSpec",
+    "fastfcn": "seg_models.architectures.fastfcn:FastFCNSpec",
 }
 
 

@@ -32,14 +32,42 @@ class Normalize(nn.Module):
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution, batch norm, ReLU; the output has the input's size at stride 1."""
+    """Convolution, batch norm, ReLU (or another activation, or none); the output has the input's size at stride 1.
 
-    def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int, bias: bool = False) -> None:
-        conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+    Args:
+        stride: pixels from one output to the next.
+        dilation: pixels from one tap of the kernel to the next.
+        groups: 1, or as many as there are channels for a depthwise convolution.
+        bias: give the convolution one, though the norm behind it takes its effect away.
+        act: an activation of your own; `nn.Identity()` for none.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+        act: nn.Module | None = None,
+    ) -> None:
+        conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            groups=groups,
+            bias=bias,
+        )
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)
         super().__init__()
         self.conv = conv
         self.norm = nn.BatchNorm2d(out_channels)
-        self.act = nn.ReLU(inplace=True)
+        self.act = act or nn.ReLU(inplace=True)
