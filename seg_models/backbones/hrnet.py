@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from seg_models.backbones.pretrained import load_backbone
 from seg_models.backbones.timm_backbone import Backbone, BackboneSpec

@@ -126,7 +126,8 @@ def half_log_determinants(joint: Tensor, size: int) -> Tensor:
         failed |= ~joint.isfinite().all(dim=-1).all(dim=-1)
     identity = torch.eye(joint.shape[-1], dtype=joint.dtype, device=joint.device)
     factor = torch.linalg.cholesky_ex(torch.where(failed[..., None, None], identity, joint)).L
-    return factor.diagonal(dim1=-2, dim2=-1)[..., size:].log().sum(dim=-1)
+    diagonal: Tensor = factor.diagonal(dim1=-2, dim2=-1)[..., size:]
+    return diagonal.log().sum(dim=-1)
 
 
 def _image_terms(

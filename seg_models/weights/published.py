@@ -1,7 +1,7 @@
 """Put the tensors of a published checkpoint into our network and account for every one of them.
 
-A name map says which of our modules each of theirs is. It is a table of prefixes, so that it reads both ways: tensors can
-be handed back under the published names. One file per origin holds the tables.
+A name map says which of our modules each of theirs is. It is a table of prefixes, so that it reads both ways: tensors
+can be handed back under the published names. One file per origin holds the tables.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ SMALL: dict[str, ModelSpec] = {
         criterion="ce",
         supervised_weight=0.0,
     ),
-    "explicit_pspnet": ExplicitScalesSpec(inner=preset("pspnet_resnet10t_narrow"), attention_channels=16),
+    "explicit_pspnet": ExplicitScalesSpec(
+        inner=preset("pspnet_resnet10t_narrow"), attention_channels=16, scales=(0.5, 1.0)
+    ),
     "average_pspnet": AverageScalesSpec(inner=preset("pspnet_resnet10t_narrow"), criterion="ce"),
 }
 every_architecture = pytest.mark.parametrize("spec", SMALL.values(), ids=SMALL.keys())

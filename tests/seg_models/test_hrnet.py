@@ -105,7 +105,7 @@ def test_weights_of_a_classifier_are_taken_by_name_and_its_head_is_left_out(tmp_
 
 
 def test_weights_of_another_width_are_refused(tmp_path: Path) -> None:
-    network = HighResolutionNet(**SMALL)
+    network = HighResolutionNet(width=8, num_blocks=1, num_modules=(1, 1, 1))
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="do not fit the backbone"):
         HRNetSpec(name="hrnet_w18_small_v2", weights=str(tmp_path / "a.safetensors")).build()

@@ -184,7 +184,7 @@ def test_knowing_the_labels_is_better_than_guessing_them() -> None:
 
 
 def test_a_large_image_of_certain_scores_keeps_its_conditional_covariance_positive() -> None:
-    """Σ is a million times α·10³ here: subtracting inverses would lose definiteness."""
+    """Σ is 10⁸ times α here: what two large matrices leave when they are subtracted."""
     generator = torch.Generator().manual_seed(0)
     maps = (torch.rand(1, 512, 512, generator=generator) > 0.5).double()
     pairs = torch.cat([neighbourhoods(maps, radius=3), neighbourhoods(maps + 1e-9, radius=3)], dim=1)
