@@ -39,6 +39,10 @@ ARCHITECTURES: dict[str, str] = {
     "hmsa": "seg_models.architectures.hmsa:HMSASpec",
     "hrnet_ocr": "seg_models.architectures.hrnet_ocr:HRNetOCRSpec",
     "pspnet": "seg_models.architectures.pspnet:PSPNetSpec",
+    "fcn": "seg_models.architectures.fcn:FCNSpec",
+    "deeplabv3": "seg_models.architectures.deeplabv3:DeepLabV3Spec",
+    "deeplabv3plus": "seg_models.architectures.deeplabv3plus:DeepLabV3PlusSpec",
+    "fastfcn": "seg_models.architectures.fastfcn:FastFCNSpec",
 }
 
 

@@ -31,8 +31,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from seg_models.architectures.deeplabv3plus import DeepLabV3PlusSpec
 from seg_models.architectures.hrnet_ocr import HRNetOCRSpec
 from seg_models.architectures.pspnet import PRESETS as PSPNETS
+from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.layers import ConvNormAct
 from seg_models.parts.scales import (
@@ -218,8 +220,12 @@ def _scores(seen: Look) -> tuple[Tensor, ...]:
     return seen.output.logits, *seen.output.aux
 
 
+NVIDIA_DEEPLAB = DeepLabV3PlusSpec(backbone=BackboneSpec(name="resnet50", output_stride=8), separable=False)
+"""DeepLabV3+ of the paper's comparison of ways to mix scales (table 3): plain 3×3 convolutions, stride 8."""
+
 PRESETS: dict[str, ModelSpec] = {
     "hmsa_w48": HMSASpec(),
+    "hmsa_deeplabv3plus_resnet50": HMSASpec(inner=NVIDIA_DEEPLAB, looks_at="refine"),
     "hmsa_pspnet_efficientnet_lite0": HMSASpec(
         inner=PSPNETS["pspnet_efficientnet_lite0"], attention_channels=32, criterion="ce"
     ),

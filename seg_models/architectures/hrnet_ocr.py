@@ -32,7 +32,7 @@ from seg_models.backbones.hrnet import HRNetSpec
 from seg_models.backbones.timm_backbone import Backbone
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.layers import ConvNormAct
-from seg_models.parts.losses import upsampled_cross_entropy
+from seg_models.parts.losses import cross_entropies
 from seg_models.parts.ocr import ObjectContext, SoftRegions
 from seg_models.spec import ModelSpec
 
@@ -123,11 +123,7 @@ class HRNetOCR(SegModel):
 
     def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
         """`ce` of the classifier and, in training, `aux_ce` of the soft regions, both unweighted."""
-        scores = dict(zip(("ce", "aux_ce"), (output.logits, *output.aux), strict=False))
-        return {
-            name: upsampled_cross_entropy(logits, target.labels, void=target.void, class_weights=target.class_weights)
-            for name, logits in scores.items()
-        }
+        return cross_entropies(output, target)
 
 
 class HRNet(SegModel):
@@ -149,11 +145,7 @@ class HRNet(SegModel):
 
     def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
         """`ce`, the cross-entropy of the scores."""
-        return {
-            "ce": upsampled_cross_entropy(
-                output.logits, target.labels, void=target.void, class_weights=target.class_weights
-            )
-        }
+        return cross_entropies(output, target)
 
 
 PRESETS: dict[str, ModelSpec] = {

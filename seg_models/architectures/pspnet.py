@@ -20,16 +20,14 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from seg_models.backbones.timm_backbone import Backbone, BackboneSpec
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
+from seg_models.parts.context import PyramidPooling
 from seg_models.parts.heads import ClassifierHead
-from seg_models.parts.layers import ConvNormAct
-from seg_models.parts.losses import upsampled_cross_entropy
-from seg_models.parts.resample import bilinear_matrix, pooling_matrix, resample
+from seg_models.parts.losses import cross_entropies
 from seg_models.spec import ModelSpec
 
 
@@ -68,55 +66,6 @@ class PSPNetSpec(ModelSpec):
         return PSPNet(backbone, context=context, head=head, aux_head=aux_head)
 
 
-class PyramidPooling(nn.Module):
-    """Averages over grids of several sizes, laid beside the features (paper section 3.2).
-
-    Args:
-        in_channels: channels of the features.
-        bins: cells a side of each grid.
-        channels: channels of each branch; default in_channels // number of bins.
-        conv_bias: give the 1×1 convolutions a bias.
-    """
-
-    def __init__(
-        self, in_channels: int, *, bins: tuple[int, ...], channels: int | None = None, conv_bias: bool = False
-    ) -> None:
-        super().__init__()
-        width = channels or max(1, in_channels // len(bins))
-        self.bins = bins
-        self.out_channels = in_channels + width * len(bins)
-        self.branches = nn.ModuleList(ConvNormAct(in_channels, width, kernel_size=1, bias=conv_bias) for _ in bins)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, C, h, w) to (N, C + branches, h, w).
-
-        Raises:
-            ValueError: one image in training: a batch norm over a grid of one cell has nothing to average.
-        """
-        if self.training and features.shape[0] == 1 and 1 in self.bins and self._norm_is_local():
-            raise ValueError("PSPNet pools to one cell: training needs at least 2 images per worker and micro-batch")
-        height, width = features.shape[-2:]
-        levels = [features]
-        for size, branch in zip(self.bins, self.branches, strict=True):
-            pooled = resample(
-                features,
-                rows=pooling_matrix(height, size, device=features.device).to(features.dtype),
-                columns=pooling_matrix(width, size, device=features.device).to(features.dtype),
-            )
-            context = branch(pooled)
-            enlarged = resample(
-                context,
-                rows=bilinear_matrix(size, height, device=features.device).to(context.dtype),
-                columns=bilinear_matrix(size, width, device=features.device).to(context.dtype),
-            )
-            levels.append(enlarged.to(features.dtype))
-        return torch.cat(levels, dim=1)
-
-    def _norm_is_local(self) -> bool:
-        """True unless batch norm averages over workers."""
-        return any(type(module) is nn.BatchNorm2d for module in self.modules())
-
-
 class PSPNet(SegModel):
     """Backbone, pyramid pooling, head; an auxiliary head on the level before the last in training."""
 
@@ -148,11 +97,7 @@ class PSPNet(SegModel):
 
     def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
         """`ce` of the head and, in training, `aux_ce` of the auxiliary head, both unweighted."""
-        scores = dict(zip(("ce", "aux_ce"), (output.logits, *output.aux), strict=False))
-        return {
-            name: upsampled_cross_entropy(logits, target.labels, void=target.void, class_weights=target.class_weights)
-            for name, logits in scores.items()
-        }
+        return cross_entropies(output, target)
 
 
 PRESETS: dict[str, ModelSpec] = {

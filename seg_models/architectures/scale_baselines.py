@@ -22,7 +22,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from seg_models.architectures.hmsa import check_scales
+from seg_models.architectures.hmsa import NVIDIA_DEEPLAB, check_scales
 from seg_models.architectures.hrnet_ocr import HRNetOCRSpec
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.scales import (
@@ -205,6 +205,7 @@ def _weighted(scores: Sequence[Tensor], weights: Tensor, like: Tensor) -> Tensor
 
 
 PRESETS: dict[str, ModelSpec] = {
-    "hrnet_ocr_w48_explicit": ExplicitScalesSpec(),
-    "hrnet_ocr_w48_average": AverageScalesSpec(),
+    "hmsa_deeplabv3plus_resnet50_explicit": ExplicitScalesSpec(inner=NVIDIA_DEEPLAB, looks_at="refine"),
+    "hmsa_deeplabv3plus_resnet50_average": AverageScalesSpec(inner=NVIDIA_DEEPLAB),
+    "hmsa_deeplabv3plus_resnet50_max": AverageScalesSpec(inner=NVIDIA_DEEPLAB, pool="max"),
 }

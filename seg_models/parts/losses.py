@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from seg_models.outputs import SemanticOutput, SemanticTarget
 from seg_models.parts.resample import bilinear_matrix, near_inputs, resample, rows_per_strip, strips
 
 
@@ -58,6 +59,15 @@ def upsampled_cross_entropy(
             logits, labels, void, weights, max_elements
         )
     return loss
+
+
+def cross_entropies(output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
+    """`ce` of the scores and, where an auxiliary head gave scores too, `aux_ce` of those, both unweighted."""
+    scores = dict(zip(("ce", "aux_ce"), (output.logits, *output.aux), strict=False))
+    return {
+        name: upsampled_cross_entropy(logits, target.labels, void=target.void, class_weights=target.class_weights)
+        for name, logits in scores.items()
+    }
 
 
 class _UpsampledCrossEntropy(torch.autograd.Function):

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seg_models.names import did_you_mean
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.losses import upsampled_cross_entropy
 from seg_models.parts.rmi import region_mutual_information, upsampled_binary_cross_entropy
@@ -57,19 +58,24 @@ def class_dependent(inner: SegModel) -> tuple[str, ...]:
 
 
 def watched_module(inner: SegModel, name: str | None) -> nn.Module:
-    """The module of this name; by default the first of `class_dependent`, which makes the class scores.
+    """The module of this name; by default the first convolution of `class_dependent`, which makes the class scores.
 
     Raises:
         ValueError: there is no such module, or it holds no convolution.
     """
-    wanted = name or inner.class_dependent[0].rstrip(".")
-    try:
-        module = inner.get_submodule(wanted)
-    except AttributeError as error:
-        raise ValueError(f"looks_at = {wanted!r}: {type(inner).__name__} has no such module ({error})") from error
-    if not any(isinstance(part, nn.Conv2d) for part in module.modules()):
-        raise ValueError(f"looks_at = {wanted!r} of {type(inner).__name__} holds no convolution; name one that does")
-    return module
+    names = [name] if name is not None else [prefix.rstrip(".") for prefix in inner.class_dependent]
+    modules = dict(inner.named_modules())
+    found: nn.Module | None = next(
+        (modules[one] for one in names if one in modules and _has_convolution(modules[one])), None
+    )
+    if found is None:
+        near = did_you_mean(names[0], modules) if names else ""
+        raise ValueError(f"looks_at: {type(inner).__name__} has no convolution in {', '.join(names)}{near}")
+    return found
+
+
+def _has_convolution(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.Conv2d) for part in module.modules())
 
 
 def in_channels(module: nn.Module) -> int:

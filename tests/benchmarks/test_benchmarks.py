@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import codec, confusion, deciles, gpu, ray_pssl_loop, run, smoothgrad
+from benchmarks import codec, confusion, deciles, fastfcn, gpu, ray_pssl_loop, run, smoothgrad
 from benchmarks.measure import Effort, Entries, Measured, Skipped, median_pair, write
 from benchmarks.networks import random_network
 from benchmarks.processes import family
@@ -32,6 +32,7 @@ NAMES = {
         "smoothgrad_resnet50_bf16",
         "smoothgrad_resnet50_loop",
     },
+    fastfcn: {"fastfcn_dilated_time", "fastfcn_dilated_gmac"},
 }
 
 

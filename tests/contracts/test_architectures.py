@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from seg_models import describe_model, load_model, save_model
+from seg_models.architectures.deeplabv3 import DeepLabV3Spec
+from seg_models.architectures.deeplabv3plus import DeepLabV3PlusSpec
+from seg_models.architectures.fastfcn import BilinearSpec, FastFCNSpec, JPUSpec, JPUXSpec
+from seg_models.architectures.fastfcn_heads import ASPPHeadSpec, EncodingHeadSpec, FCNHeadSpec, PSPHeadSpec
+from seg_models.architectures.fcn import FCNSpec
 from seg_models.architectures.hmsa import HMSASpec
 from seg_models.architectures.hrnet_ocr import HRNetOCRSpec
 from seg_models.architectures.pspnet import PSPNetSpec
@@ -23,6 +29,8 @@ from seg_models.predictor import Predictor
 from seg_models.spec import ARCHITECTURES, ModelSpec, preset, resolve_model_spec
 
 K, VOID = 4, 255
+NARROW: dict[str, Any] = {"name": "resnet10t", "model_kwargs": {"channels": (16, 32, 64, 128), "stem_width": 16}}
+"""A small ResNet; add its output_stride."""
 
 TINY_HRNET = HRNetSpec(name="hrnet_w18", model_kwargs={"width": 8, "num_blocks": 1, "num_modules": (1, 1, 1)})
 
@@ -60,6 +68,33 @@ SMALL: dict[str, ModelSpec] = {
         inner=preset("pspnet_resnet10t_narrow"), attention_channels=16, scales=(0.5, 1.0)
     ),
     "average_pspnet": AverageScalesSpec(inner=preset("pspnet_resnet10t_narrow"), criterion="ce"),
+    "fcn": FCNSpec(backbone=BackboneSpec(**NARROW, output_stride=8), head_channels=32, aux_channels=16),
+    "deeplabv3": DeepLabV3Spec(backbone=BackboneSpec(**NARROW, output_stride=8), channels=32, aux_channels=16),
+    "deeplabv3plus": DeepLabV3PlusSpec(backbone=BackboneSpec(**NARROW, output_stride=16), channels=32, fine_channels=8),
+    "deeplabv3plus_smp": DeepLabV3PlusSpec(
+        backbone=BackboneSpec(**NARROW, output_stride=16), channels=32, fine_channels=8, smp_compat=True
+    ),
+    "fastfcn_enc": FastFCNSpec(
+        backbone=BackboneSpec(**NARROW),
+        upsampling=JPUSpec(width=16),
+        head=EncodingHeadSpec(channels=32, codes=8, lateral=True),
+        aux_channels=16,
+    ),
+    "fastfcn_psp_jpux": FastFCNSpec(
+        backbone=BackboneSpec(**NARROW),
+        upsampling=JPUXSpec(width=16, groups=4),
+        head=PSPHeadSpec(bins=(1, 3), channels=32),
+        aux_channels=None,
+    ),
+    "fastfcn_aspp_dilated": FastFCNSpec(
+        backbone=BackboneSpec(**NARROW, output_stride=8),
+        upsampling=None,
+        head=ASPPHeadSpec(channels=16),
+        aux_channels=16,
+    ),
+    "fastfcn_fcn_bilinear": FastFCNSpec(
+        backbone=BackboneSpec(**NARROW), upsampling=BilinearSpec(), head=FCNHeadSpec(channels=32), aux_channels=16
+    ),
 }
 every_architecture = pytest.mark.parametrize("spec", SMALL.values(), ids=SMALL.keys())
 
@@ -78,6 +113,38 @@ COUNTS = [
     ("hrnet_ocr_w48", 150, 70_534_332, 0),
     ("hmsa_w48", 19, 72_143_430, 0),
     ("hmsa_w48", 65, 72_200_194, 0),
+    # specs: FastFCN sections 5 and 10
+    ("fastfcn_resnet50_fcn", 59, 52_835_835, 2_374_971),
+    ("fastfcn_resnet50_psp", 59, 66_471_419, 2_374_971),
+    ("fastfcn_resnet50_aspp", 59, 59_507_963, 2_374_971),
+    ("fastfcn_resnet50_enc", 59, 45_019_798, 2_374_971),
+    ("fastfcn_resnet50_enc", 19, 44_978_758, 2_364_691),
+    ("fastfcn_resnet50_enc", 150, 45_113_164, 2_398_358),
+    ("fastfcn_resnet50_enc_jpux", 59, 45_003_414, 2_374_971),
+    ("fastfcn_resnet101_fcn", 59, 71_827_963, 2_374_971),
+    ("fastfcn_resnet101_psp", 59, 85_463_547, 2_374_971),
+    ("fastfcn_resnet101_aspp", 59, 78_500_091, 2_374_971),
+    ("fastfcn_resnet101_enc", 59, 64_011_926, 2_374_971),
+    ("fastfcn_resnet50_fcn_dilated", 59, 33_100_283, 2_374_971),
+    ("fastfcn_resnet50_psp_dilated", 59, 46_735_867, 2_374_971),
+    ("fastfcn_resnet50_aspp_dilated", 59, 39_772_411, 2_374_971),
+    ("fastfcn_resnet50_enc_dilated", 59, 33_672_854, 2_374_971),
+    ("fastfcn_resnet101_fcn_dilated", 59, 52_092_411, 2_374_971),
+    ("fastfcn_resnet101_psp_dilated", 59, 65_727_995, 2_374_971),
+    ("fastfcn_resnet101_aspp_dilated", 59, 58_764_539, 2_374_971),
+    ("fastfcn_resnet101_enc_dilated", 59, 52_664_982, 2_374_971),
+    ("fastfcn_resnet50_fcn_mmseg", 19, 52_710_771, 2_364_691),
+    ("fastfcn_resnet50_psp_mmseg", 19, 66_346_355, 2_364_691),
+    ("fastfcn_resnet50_aspp_mmseg", 19, 85_483_891, 2_364_691),
+    ("fastfcn_resnet50_enc_mmseg", 19, 53_262_822, 2_364_691),
+    ("fastfcn_resnet101_psp_mmseg", 19, 85_338_483, 2_364_691),
+    ("fastfcn_resnet101_aspp_mmseg", 19, 104_476_019, 2_364_691),
+    ("fastfcn_resnet101_enc_mmseg", 19, 72_254_950, 2_364_691),
+    # torchvision's num_params, its auxiliary head counted apart
+    ("fcn_resnet50", 21, 32_957_013, 2_365_205),
+    ("fcn_resnet101", 21, 51_949_141, 2_365_205),
+    ("deeplabv3_resnet50", 21, 39_638_869, 2_365_205),
+    ("deeplabv3_resnet101", 21, 58_630_997, 2_365_205),
 ]
 
 # name, classes, input -> 10^9 multiply-adds of the main path (specs: PSSL section 9).
@@ -92,6 +159,32 @@ GMACS = [
     ("hrnet_ocr_w48", 19, (1024, 2048), 1297.9),
     ("hrnet_ocr_w48", 19, (512, 1024), 324.5),
     ("hrnet_ocr_w48", 150, (512, 512), 167.1),
+    # specs: FastFCN section 5
+    ("fastfcn_resnet50_fcn", 59, (512, 512), 97.23),
+    ("fastfcn_resnet50_psp", 59, (512, 512), 135.94),
+    ("fastfcn_resnet50_aspp", 59, (512, 512), 122.41),
+    ("fastfcn_resnet50_enc", 59, (512, 512), 64.08),
+    ("fastfcn_resnet50_enc_jpux", 59, (512, 512), 71.27),
+    ("fastfcn_resnet101_enc_jpux", 59, (512, 512), 90.67),
+    ("fastfcn_resnet101_fcn", 59, (512, 512), 116.63),
+    ("fastfcn_resnet101_psp", 59, (512, 512), 155.34),
+    ("fastfcn_resnet101_aspp", 59, (512, 512), 141.80),
+    ("fastfcn_resnet101_enc", 59, (512, 512), 83.48),
+    ("fastfcn_resnet50_fcn_dilated", 59, (512, 512), 145.53),
+    ("fastfcn_resnet50_psp_dilated", 59, (512, 512), 184.23),
+    ("fastfcn_resnet50_aspp_dilated", 59, (512, 512), 170.70),
+    ("fastfcn_resnet50_enc_dilated", 59, (512, 512), 146.74),
+    ("fastfcn_resnet101_fcn_dilated", 59, (512, 512), 223.11),
+    ("fastfcn_resnet101_psp_dilated", 59, (512, 512), 261.81),
+    ("fastfcn_resnet101_aspp_dilated", 59, (512, 512), 248.28),
+    ("fastfcn_resnet101_enc_dilated", 59, (512, 512), 224.31),
+    ("fastfcn_resnet50_fcn_mmseg", 19, (512, 1024), 182.65),
+    ("fastfcn_resnet50_psp_mmseg", 19, (512, 1024), 260.01),
+    ("fastfcn_resnet50_aspp_mmseg", 19, (512, 1024), 442.49),
+    ("fastfcn_resnet50_enc_mmseg", 19, (512, 1024), 185.06),
+    ("fastfcn_resnet101_psp_mmseg", 19, (512, 1024), 298.80),
+    ("fastfcn_resnet101_aspp_mmseg", 19, (512, 1024), 481.28),
+    ("fastfcn_resnet101_enc_mmseg", 19, (512, 1024), 223.85),
 ]
 
 

@@ -14,8 +14,9 @@ from torch.nn import functional
 from torchvision.models.segmentation import fcn_resnet50  # type: ignore[import-untyped]
 from torchvision.models.segmentation.fcn import FCNHead  # type: ignore[import-untyped]
 
-from seg_models.architectures.pspnet import PSPNet, PSPNetSpec, PyramidPooling
+from seg_models.architectures.pspnet import PSPNet, PSPNetSpec
 from seg_models.backbones.timm_backbone import Backbone, BackboneSpec
+from seg_models.parts.context import PyramidPooling
 from seg_models.parts.heads import ClassifierHead
 from seg_models.parts.resample import pooling_matrix, resample
 

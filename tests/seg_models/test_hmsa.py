@@ -25,7 +25,7 @@ from seg_models.parts.losses import upsampled_cross_entropy
 from seg_models.parts.rmi import region_mutual_information, upsampled_binary_cross_entropy
 from seg_models.predictor import Predictor, PredictorSpec
 from seg_models.recipes.recipe import OptimizerSpec
-from seg_models.spec import ModelSpec, preset, resolve_model_spec
+from seg_models.spec import ModelSpec, preset
 
 K, VOID = 3, 255
 
@@ -211,7 +211,10 @@ def test_the_attention_sees_what_the_named_module_is_given() -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("hed", "looks_at = 'hed': PSPNet has no such module"), ("head.dropout", "holds no convolution")],
+    [
+        ("heed", r"looks_at: PSPNet has no convolution in heed .did you mean 'head'"),
+        ("head.dropout", r"looks_at: PSPNet has no convolution in head\.dropout"),
+    ],
 )
 def test_a_module_that_cannot_be_looked_at_is_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -312,17 +315,34 @@ def test_prediction_leaves_out_the_attention_of_the_finest_scale() -> None:
 
 
 def test_training_on_a_pair_takes_a_quarter_of_the_explicit_form() -> None:
-    inner = preset("pspnet_resnet50")
+    """1.25 looks against 5.25, on DeepLabV3+ (the paper's table 3, specs: HMSA section 7)."""
     pair, explicit, single = (
-        training_gmac(spec, num_classes=19, size=(256, 256))
-        for spec in (
-            HMSASpec(inner=inner),
-            resolve_model_spec({"arch": "explicit_scales", "inner": inner}),
-            resolve_model_spec({"arch": "average_scales", "inner": inner}),
-        )
+        training_gmac(preset(f"hmsa_deeplabv3plus_resnet50{form}"), num_classes=19, size=(128, 128))
+        for form in ("", "_explicit", "_average")
     )
     assert explicit / pair >= 4
     assert pair > 1.25 * single
+    assert explicit > 5.25 * single
+
+
+def test_the_attention_of_deeplab_sees_fine_and_coarse_features_side_by_side() -> None:
+    with torch.device("meta"):
+        pair, explicit = (preset(f"hmsa_deeplabv3plus_resnet50{form}").build(19) for form in ("", "_explicit"))
+    assert isinstance(pair, HMSA)
+    assert isinstance(explicit, ExplicitScales)
+    assert pair.attention.conv0.conv.in_channels == 256 + 48
+    assert explicit.attention.get_parameter("0.weight").shape == (512, 3 * (256 + 48), 3, 3)
+
+
+@pytest.mark.parametrize(
+    "name", ["pspnet_mobilenetv2", "hrnet_ocr_w18_small", "fcn_resnet50", "deeplabv3_resnet50", "fastfcn_resnet50_enc"]
+)
+def test_any_network_can_be_inside(name: str) -> None:
+    with torch.device("meta"):
+        model = HMSASpec(inner=preset(name)).build(K).train()
+        output = model(torch.empty(2, 3, 64, 64))
+    assert output.logits.shape == (2, K, 64 // model.output_stride, 64 // model.output_stride)
+    assert {LOW, HIGH} <= set(output.extras)
 
 
 def test_the_inner_network_can_be_changed_by_preset_name_or_table() -> None:

@@ -13,7 +13,7 @@ from seg_models.outputs import SegModel
 from seg_models.weights.hrnet_names import HRNET_OCR, MMSEG_OCRNET, NVIDIA_HMSA
 from seg_models.weights.published import NameMap, compare_tensors, import_tensors
 
-LISTS = Path(__file__).parent / "published"
+LISTS = Path(__file__).parents[1] / "names"
 """One line per layer of the published file: name, kind, shape. Written from specs: HMSA sections 1, 2, 3 and 10."""
 
 
@@ -34,17 +34,17 @@ def published(name: str, *, prefix: str = "") -> dict[str, Tensor]:
 
 def nvidia() -> dict[str, Tensor]:
     trunk = published("hrnet_w48_trunk.txt", prefix="module.backbone.")
-    return {**trunk, **published("nvidia_hmsa_heads.txt", prefix="module.")}
+    return {**trunk, **published("hmsa_nvidia_heads.txt", prefix="module.")}
 
 
 def hrnet_ocr() -> dict[str, Tensor]:
-    heads = published("nvidia_hmsa_heads.txt")
+    heads = published("hmsa_nvidia_heads.txt")
     own = {f"model.{name.removeprefix('ocr.')}": value for name, value in heads.items() if name.startswith("ocr.")}
     return {**published("hrnet_w48_trunk.txt", prefix="model."), **own}
 
 
 def mmseg() -> dict[str, Tensor]:
-    return {**published("hrnet_w48_trunk.txt", prefix="backbone."), **published("mmseg_ocrnet_heads.txt")}
+    return {**published("hrnet_w48_trunk.txt", prefix="backbone."), **published("ocrnet_mmseg_heads.txt")}
 
 
 def on_meta(name: str, **changes: object) -> SegModel:

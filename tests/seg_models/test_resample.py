@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from seg_models.parts.resample import bilinear_matrix, near_inputs, pooling_matrix, resample, rows_per_strip, strips
+from seg_models.parts.resample import (
+    bilinear_matrix,
+    enlarge,
+    near_inputs,
+    pooling_matrix,
+    resample,
+    rows_per_strip,
+    strips,
+)
 
 sizes = st.integers(1, 23)
 
@@ -57,3 +65,18 @@ def test_enlarging_by_a_ratio_ignores_the_padded_cells() -> None:
     matrix = bilinear_matrix(4, 12, ratio=1 / 8)
     assert torch.equal(matrix[:, 2:].sum(0) > 0, torch.tensor([False, False]))
     assert matrix.sum(1) == pytest.approx(torch.ones(12))
+
+
+@settings(max_examples=40, deadline=None)
+@given(h=sizes, w=sizes, height=st.integers(1, 50), width=st.integers(1, 50), align_corners=st.booleans())
+def test_enlarging_equals_torchs_interpolation(h: int, w: int, height: int, width: int, align_corners: bool) -> None:
+    cells = torch.rand(1, 2, h, w, generator=torch.Generator().manual_seed(h * 100 + w))
+    expected = functional.interpolate(cells, size=(height, width), mode="bilinear", align_corners=align_corners)
+    torch.testing.assert_close(
+        enlarge(cells, (height, width), align_corners=align_corners), expected, atol=2e-5, rtol=0
+    )
+
+
+def test_enlarged_cells_keep_their_type() -> None:
+    cells = torch.rand(1, 2, 3, 3)
+    assert enlarge(cells.bfloat16(), (6, 6)).dtype == torch.bfloat16

@@ -1,0 +1,217 @@
+"""Training settings of FastFCN and of the dilated networks it is compared with.
+
+Results quoted here are published by others and were not reproduced here unless a line says so. Costs are derived from
+the multiply-adds of forward and backward pass at 100 TFLOP/s sustained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from seg_models.models import change_spec
+from seg_models.recipes.pspnet import EFFICIENTNET_LITE0
+from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe
+from seg_models.spec import ModelSpec, preset
+
+PCONTEXT_STEPS = 80 * (4_998 // 16)
+"""80 epochs of Pascal-Context's 4 998 training images in batches of 16, the rest of an epoch dropped."""
+ADE20K_STEPS = 120 * (20_210 // 16)
+"""120 epochs of ADE20K's 20 210 training images in batches of 16, the rest of an epoch dropped."""
+
+
+def fastfcn_resnet50_enc_pcontext() -> Recipe:
+    """FastFCN with ResNet-50 and context encoding on Pascal-Context, 59 classes.
+
+    Source: the authors' encnet_res50_pcontext.sh and its defaults (arXiv 1903.11816). Gaussian blur is left out.
+    Command: segray train job.toml with recipe = "fastfcn_resnet50_enc_pcontext"; fetches timm's ImageNet weights.
+    Cost: about half a GPU-hour (derived from 56 GMAC per image).
+    Result: published 51.05 mIoU on val, single scale; others found 47.9 to 49.0 with the same code. Not ours.
+    """
+    return _pcontext("fastfcn_resnet50_enc", aux_weight=0.2)
+
+
+def fastfcn_resnet50_enc_dilated_pcontext() -> Recipe:
+    """The dilated EncNet that FastFCN with ResNet-50 is compared with, on Pascal-Context, 59 classes.
+
+    Source: as `fastfcn_resnet50_enc_pcontext`, without JPU and with a dilated backbone.
+    Command: segray train job.toml with recipe = "fastfcn_resnet50_enc_dilated_pcontext"; fetches ImageNet weights.
+    Cost: about 1 GPU-hour (derived from 129 GMAC per image).
+    Result: published 49.91 mIoU on val, single scale. Not ours.
+    """
+    return _pcontext("fastfcn_resnet50_enc_dilated", aux_weight=0.2)
+
+
+def fastfcn_resnet50_psp_pcontext() -> Recipe:
+    """FastFCN with ResNet-50 and pyramid pooling on Pascal-Context, 59 classes.
+
+    Source: the authors' psp_res50_pcontext.sh. Gaussian blur is left out.
+    Command: segray train job.toml with recipe = "fastfcn_resnet50_psp_pcontext"; fetches timm's ImageNet weights.
+    Cost: about 1 GPU-hour (derived from 120 GMAC per image).
+    Result: published 50.89 mIoU on val, single scale (dilated: 50.58). Not ours.
+    """
+    return _pcontext("fastfcn_resnet50_psp", aux_weight=0.4)
+
+
+def fastfcn_resnet50_aspp_pcontext() -> Recipe:
+    """FastFCN with ResNet-50 and ASPP on Pascal-Context, 59 classes.
+
+    Source: the authors' deeplab_res50_pcontext.sh. Gaussian blur is left out.
+    Command: segray train job.toml with recipe = "fastfcn_resnet50_aspp_pcontext"; fetches timm's ImageNet weights.
+    Cost: about 1 GPU-hour (derived from 108 GMAC per image).
+    Result: published 50.07 mIoU on val, single scale (dilated: 49.19). Not ours.
+    """
+    return _pcontext("fastfcn_resnet50_aspp", aux_weight=0.4)
+
+
+def fastfcn_resnet101_enc_pcontext() -> Recipe:
+    """FastFCN with ResNet-101 and context encoding on Pascal-Context, 59 classes.
+
+    Source: the authors' encnet_res101_pcontext.sh. Gaussian blur is left out.
+    Command: segray train job.toml with recipe = "fastfcn_resnet101_enc_pcontext"; fetches timm's ImageNet weights.
+    Cost: about 1 GPU-hour (derived from 73 GMAC per image).
+    Result: published 54.03 mIoU on val with scales and flip (dilated: 52.60). Not ours.
+    """
+    return _pcontext("fastfcn_resnet101_enc", aux_weight=0.2)
+
+
+def fastfcn_resnet50_enc_ade20k() -> Recipe:
+    """FastFCN with ResNet-50 and context encoding on ADE20K, 150 classes.
+
+    Source: the authors' encnet_res50_ade20k_train.sh. Gaussian blur is left out.
+    Command: segray train job.toml with recipe = "fastfcn_resnet50_enc_ade20k"; fetches timm's ImageNet weights.
+    Cost: about 3 GPU-hours (derived from 56 GMAC per image).
+    Result: published 42.75 mIoU on val with scales and flip (dilated: 41.11). Not ours.
+    """
+    return _ade20k("fastfcn_resnet50_enc")
+
+
+def fastfcn_resnet101_enc_ade20k() -> Recipe:
+    """FastFCN with ResNet-101 and context encoding on ADE20K, 150 classes.
+
+    Source: the authors' encnet_res101_ade20k_train.sh. Gaussian blur is left out.
+    Command: segray train job.toml with recipe = "fastfcn_resnet101_enc_ade20k"; fetches timm's ImageNet weights.
+    Cost: about 3 GPU-hours (derived from 73 GMAC per image).
+    Result: published 44.34 mIoU on val with scales and flip (dilated, crop 576: 44.65). Not ours.
+    """
+    return _ade20k("fastfcn_resnet101_enc")
+
+
+def fastfcn_resnet50_enc_cityscapes() -> Recipe:
+    """FastFCN with ResNet-50 and context encoding in mmsegmentation's form on Cityscapes, 19 classes.
+
+    Source: mmsegmentation, fastfcn_r50-d32_jpu_enc_4xb2-80k_cityscapes-512x1024. Hue jitter is left out and the
+    learning rate falls to 0 instead of 1e-4.
+    Command: segray train job.toml with recipe = "fastfcn_resnet50_enc_cityscapes"; fetches timm's ImageNet weights.
+    Cost: about 2 GPU-hours (derived from 185 GMAC per image).
+    Result: published 77.97 mIoU on val, whole image, single scale; 79.92 with scales and flip. Not ours.
+    """
+    return _cityscapes("fastfcn_resnet50_enc_mmseg")
+
+
+def fastfcn_resnet50_psp_cityscapes() -> Recipe:
+    """FastFCN with ResNet-50 and pyramid pooling in mmsegmentation's form on Cityscapes, 19 classes.
+
+    Source: mmsegmentation, fastfcn_r50-d32_jpu_psp_4xb2-80k_cityscapes-512x1024. Hue jitter is left out and the
+    learning rate falls to 0 instead of 1e-4.
+    Command: segray train job.toml with recipe = "fastfcn_resnet50_psp_cityscapes"; fetches timm's ImageNet weights.
+    Cost: about 3 GPU-hours (derived from 260 GMAC per image).
+    Result: published 79.26 mIoU on val, whole image, single scale; 80.86 with scales and flip. Not ours.
+    """
+    return _cityscapes("fastfcn_resnet50_psp_mmseg")
+
+
+def fastfcn_resnet50_aspp_cityscapes() -> Recipe:
+    """FastFCN with ResNet-50 and ASPP in mmsegmentation's form on Cityscapes, 19 classes.
+
+    Source: mmsegmentation, fastfcn_r50-d32_jpu_aspp_4xb2-80k_cityscapes-512x1024. Hue jitter is left out and the
+    learning rate falls to 0 instead of 1e-4.
+    Command: segray train job.toml with recipe = "fastfcn_resnet50_aspp_cityscapes"; fetches timm's ImageNet weights.
+    Cost: about 5 GPU-hours (derived from 442 GMAC per image).
+    Result: published 79.12 mIoU on val, whole image, single scale; 80.58 with scales and flip. Not ours.
+    """
+    return _cityscapes("fastfcn_resnet50_aspp_mmseg")
+
+
+def fastfcn_resnet50_enc_mmseg_ade20k() -> Recipe:
+    """FastFCN with ResNet-50 and context encoding in mmsegmentation's form on ADE20K, 150 classes.
+
+    Source: mmsegmentation, fastfcn_r50-d32_jpu_enc_4xb4-160k_ade20k-512x512. Hue jitter is left out and the learning
+    rate falls to 0 instead of 1e-4.
+    Command: segray train job.toml with recipe = "fastfcn_resnet50_enc_mmseg_ade20k"; fetches ImageNet weights.
+    Cost: about 4 GPU-hours (derived from 93 GMAC per image).
+    Result: published 42.50 mIoU on val, whole image, single scale; 44.21 with scales and flip. Not ours.
+    """
+    return _mmseg("fastfcn_resnet50_enc_mmseg", crop=(512, 512), short_side=512, steps=160_000, global_batch=16)
+
+
+def fastfcn_efficientnet_lite0_enc_camvid() -> Recipe:
+    """A small FastFCN with EfficientNet-Lite0 on CamVid, 11 classes, for a machine without a GPU.
+
+    Source: settings of our own; real ImageNet weights from the extra `samples`, nothing is fetched.
+    Command: segray train job.toml with recipe = "fastfcn_efficientnet_lite0_enc_camvid".
+    Cost: about an hour on 2 CPU cores. Result: none published.
+    """
+    return Recipe(
+        model=change_spec(preset("fastfcn_efficientnet_lite0_enc"), {"backbone": EFFICIENTNET_LITE0}),
+        optimizer=OptimizerSpec(lr=0.02, weight_decay=1e-4),
+        augment=AugmentSpec(
+            crop=(240, 320), short_side=360, scale=(0.5, 1.5), brightness=0.2, contrast=0.2, saturation=0.2
+        ),
+        steps=2_000,
+        global_batch=8,
+    )
+
+
+def _pcontext(name: str, *, aux_weight: float) -> Recipe:
+    return _authors(name, backbone_lr=0.001, steps=PCONTEXT_STEPS, aux_weight=aux_weight)
+
+
+def _ade20k(name: str) -> Recipe:
+    return _authors(name, backbone_lr=0.01, steps=ADE20K_STEPS, aux_weight=0.2)
+
+
+def _authors(name: str, *, backbone_lr: float, steps: int, aux_weight: float) -> Recipe:
+    """The authors' settings: crops of 480 of short sides from 260 to 1040; all but the backbone learns ×10."""
+    return Recipe(
+        model=_pretrained(name),
+        optimizer=OptimizerSpec(lr=10 * backbone_lr, backbone_lr_factor=0.1, weight_decay=1e-4),
+        augment=AugmentSpec(crop=(480, 480), short_side=520),
+        loss=LossSpec(aux_weight=aux_weight),
+        steps=steps,
+        global_batch=16,
+    )
+
+
+def _cityscapes(name: str) -> Recipe:
+    return _mmseg(name, crop=(512, 1024), short_side=None, steps=80_000, global_batch=8)
+
+
+def _mmseg(name: str, *, crop: tuple[int, int], short_side: int | None, steps: int, global_batch: int) -> Recipe:
+    """mmsegmentation's settings: one learning rate, photometric distortion."""
+    return Recipe(
+        model=_pretrained(name),
+        optimizer=OptimizerSpec(lr=0.01, weight_decay=5e-4),
+        augment=AugmentSpec(crop=crop, short_side=short_side, brightness=0.125, contrast=0.5, saturation=0.5),
+        steps=steps,
+        global_batch=global_batch,
+    )
+
+
+def _pretrained(name: str) -> ModelSpec:
+    return change_spec(preset(name), {"backbone": {"pretrained": True}})
+
+
+RECIPES: tuple[Callable[[], Recipe], ...] = (
+    fastfcn_resnet50_enc_pcontext,
+    fastfcn_resnet50_enc_dilated_pcontext,
+    fastfcn_resnet50_psp_pcontext,
+    fastfcn_resnet50_aspp_pcontext,
+    fastfcn_resnet101_enc_pcontext,
+    fastfcn_resnet50_enc_ade20k,
+    fastfcn_resnet101_enc_ade20k,
+    fastfcn_resnet50_enc_cityscapes,
+    fastfcn_resnet50_psp_cityscapes,
+    fastfcn_resnet50_aspp_cityscapes,
+    fastfcn_resnet50_enc_mmseg_ade20k,
+    fastfcn_efficientnet_lite0_enc_camvid,
+)
