@@ -90,7 +90,7 @@ def describe_model(
     with torch.device("meta"):
         model = spec.build(num_classes).eval()
     height, width = size or DEFAULT_SIZE
-    aux = sum(value.numel() for name, value in model.named_parameters() if name.startswith("aux"))
+    aux = sum(value.numel() for name, value in model.named_parameters() if ".aux" in f".{name}")
     total = sum(value.numel() for value in model.parameters())
     return ModelInfo(
         name=name_or_spec if isinstance(name_or_spec, str) else _preset_name(spec),

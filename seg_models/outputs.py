@@ -6,8 +6,8 @@ Shapes everywhere: N batch, C channels, K classes, H W pixels, h w cells (H W ov
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -52,3 +52,11 @@ class SegModel(nn.Module, abc.ABC):
     @abc.abstractmethod
     def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
         """Named scalar losses; their sum is what training minimises. Void pixels take no part."""
+
+
+@runtime_checkable
+class WeighsScales(Protocol):
+    """A model that looks at an image at several scales and weighs them itself."""
+
+    def predict_scales(self, images: Tensor, *, scales: Sequence[float]) -> Tensor:
+        """(N, 3, H, W) images to scores (N, K, h, w) at the cells of scale 1, which is one of the scales."""

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from seg_models.outputs import SegModel
+from seg_models.outputs import SegModel, WeighsScales
 from seg_models.parts.layers import IMAGENET_MEAN
 from seg_models.parts.resample import bilinear_matrix, near_inputs, resample, rows_per_strip, strips
 from seg_models.spec import Spec
@@ -39,6 +39,8 @@ class PredictorSpec(Spec):
     """Average with the prediction of the mirrored image."""
     scales: tuple[float, ...] = Field((1.0,), min_length=1)
     """Average over these factors of the size."""
+    hierarchical: bool = False
+    """Let the model weigh the scales against each other instead of averaging over them (hmsa); 1 must be among them."""
     window: tuple[int, int] | None = None
     """Slide a window of this height and width instead of looking at the whole image."""
     overlap: float = Field(1 / 3, ge=0, lt=1)
@@ -50,6 +52,8 @@ class PredictorSpec(Spec):
             raise ValueError("set either `short_side` or `size`, not both")
         if min(self.scales) <= 0:
             raise ValueError(f"scales must be positive, found {self.scales}")
+        if self.hierarchical and 1.0 not in self.scales:
+            raise ValueError(f"hierarchical = true needs 1.0 among the scales, found {self.scales}")
         for name in ("size", "window"):
             sides = getattr(self, name)
             if sides is not None and min(sides) <= 0:
@@ -89,6 +93,9 @@ class Predictor:
         spec: size, scales, mirroring and window.
         device: where to compute.
         max_elements: largest K·r·W of a strip; default by device.
+
+    Raises:
+        ValueError: `hierarchical` for a model that does not weigh scales.
     """
 
     def __init__(
@@ -101,6 +108,11 @@ class Predictor:
     ) -> None:
         self.model = model.to(device).eval()
         self.spec = spec or PredictorSpec()
+        if self.spec.hierarchical and not isinstance(model, WeighsScales):
+            raise ValueError(
+                f"predictor.hierarchical = true: {type(model).__name__} does not weigh scales; set it to false, "
+                "or put the model inside an hmsa"
+            )
         self.device = torch.device(device)
         self.max_elements = max_elements
 
@@ -115,7 +127,8 @@ class Predictor:
             raise ValueError(f"image must be uint8 (H, W, 3), found {image.dtype} {image.shape}")
         pixels = torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1)[None].float()
         height, width = image.shape[:2]
-        passes = [one for scale in self.spec.scales for one in self._passes(pixels, scale)]
+        scales = (1.0,) if self.spec.hierarchical else self.spec.scales  # else the model takes care of them
+        passes = [one for scale in scales for one in self._passes(pixels, scale)]
         label = torch.empty(height, width, dtype=torch.int32, device=self.device)
         confidence = torch.empty(height, width, device=self.device)
         limit, num_classes = self.max_elements, self.model.num_classes
@@ -174,7 +187,10 @@ class Predictor:
         return total / count
 
     def _look(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.model(image.contiguous(memory_format=torch.channels_last)).logits
+        image = image.contiguous(memory_format=torch.channels_last)
+        if self.spec.hierarchical and isinstance(self.model, WeighsScales):
+            return self.model.predict_scales(image, scales=self.spec.scales)[0].float()
+        logits: Tensor = self.model(image).logits
         return logits[0].float()
 
 

@@ -34,6 +34,10 @@ class ModelSpec(Spec, abc.ABC):
 
 # The one table of built-in architectures: name -> where its settings live.
 ARCHITECTURES: dict[str, str] = {
+    "average_scales": "seg_models.architectures.scale_baselines:AverageScalesSpec",
+    "explicit_scales": "seg_models.architectures.scale_baselines:ExplicitScalesSpec",
+    "hmsa": "seg_models.architectures.hmsa:HMSASpec",
+    "hrnet_ocr": "seg_models.architectures.hrnet_ocr:HRNetOCRSpec",
     "pspnet": "seg_models.architectures.pspnet:PSPNetSpec",
     "fcn": "seg_models.architectures.fcn:FCNSpec",
     "deeplabv3": "seg_models.architectures.deeplabv3:DeepLabV3Spec",
@@ -96,10 +100,12 @@ def resolve_model_spec(value: ModelSpec | str | Mapping[str, Any]) -> ModelSpec:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of `base` with `changes` laid over it, table by table."""
+    """A copy of `base` with `changes` laid over it, table by table; one with `preset` or `arch` replaces another."""
     merged = dict(base)
     for key, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        nested = (
+            isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and not {"preset", "arch"} & set(value)
+        )
         merged[key] = merge(merged[key], value) if nested else value
     return merged
 

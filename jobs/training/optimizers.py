@@ -35,7 +35,7 @@ def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, An
     groups: dict[tuple[bool, bool], list[Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (name.startswith(BACKBONE), name not in plain)
+            key = (f".{BACKBONE}" in f".{name}", name not in plain)  # also of a network inside another
             groups.setdefault(key, []).append(parameter)
     if spec.backbone_lr_factor != 1.0 and not any(backbone for backbone, _ in groups):
         raise ValueError(

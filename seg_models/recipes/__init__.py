@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from seg_models.models import change_spec
-from seg_models.recipes import dense, fastfcn, pspnet
+from seg_models.recipes import dense, fastfcn, hmsa, pspnet
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe, ScheduleSpec
 from seg_models.spec import ModelSpec, did_you_mean, import_object, merge, resolve_model_spec
 
@@ -16,6 +16,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         *pspnet.RECIPES,
         *dense.RECIPES,
         *fastfcn.RECIPES,
+        *hmsa.RECIPES,
     )
 }
 

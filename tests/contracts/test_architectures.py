@@ -16,7 +16,11 @@ from seg_models.architectures.deeplabv3plus import DeepLabV3PlusSpec
 from seg_models.architectures.fastfcn import BilinearSpec, FastFCNSpec, JPUSpec, JPUXSpec
 from seg_models.architectures.fastfcn_heads import ASPPHeadSpec, EncodingHeadSpec, FCNHeadSpec, PSPHeadSpec
 from seg_models.architectures.fcn import FCNSpec
+from seg_models.architectures.hmsa import HMSASpec
+from seg_models.architectures.hrnet_ocr import HRNetOCRSpec
 from seg_models.architectures.pspnet import PSPNetSpec
+from seg_models.architectures.scale_baselines import AverageScalesSpec, ExplicitScalesSpec
+from seg_models.backbones.hrnet import HRNetSpec
 from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.export import FullSizeScores
 from seg_models.metrics import ConfusionMatrix
@@ -27,6 +31,8 @@ from seg_models.spec import ARCHITECTURES, ModelSpec, preset, resolve_model_spec
 K, VOID = 4, 255
 NARROW: dict[str, Any] = {"name": "resnet10t", "model_kwargs": {"channels": (16, 32, 64, 128), "stem_width": 16}}
 """A small ResNet; add its output_stride."""
+
+TINY_HRNET = HRNetSpec(name="hrnet_w18", model_kwargs={"width": 8, "num_blocks": 1, "num_modules": (1, 1, 1)})
 
 SMALL: dict[str, ModelSpec] = {
     "pspnet_resnet10t_narrow": preset("pspnet_resnet10t_narrow"),
@@ -45,6 +51,23 @@ SMALL: dict[str, ModelSpec] = {
         aux_channels=16,
         conv_bias=True,
     ),
+    "hrnet_tiny": HRNetOCRSpec(backbone=TINY_HRNET, channels=None),
+    "hrnet_ocr_tiny": HRNetOCRSpec(backbone=TINY_HRNET, channels=32, key_channels=16),
+    "hmsa_hrnet_ocr_tiny": HMSASpec(
+        inner=HRNetOCRSpec(backbone=TINY_HRNET, channels=32, key_channels=16), attention_channels=16
+    ),
+    "hmsa_pspnet_pixels": HMSASpec(
+        inner=preset("pspnet_resnet10t_narrow"),
+        attention_channels=16,
+        scales=(0.5, 1.0, 1.5),
+        mix_at="pixels",
+        criterion="ce",
+        supervised_weight=0.0,
+    ),
+    "explicit_pspnet": ExplicitScalesSpec(
+        inner=preset("pspnet_resnet10t_narrow"), attention_channels=16, scales=(0.5, 1.0)
+    ),
+    "average_pspnet": AverageScalesSpec(inner=preset("pspnet_resnet10t_narrow"), criterion="ce"),
     "fcn": FCNSpec(backbone=BackboneSpec(**NARROW, output_stride=8), head_channels=32, aux_channels=16),
     "deeplabv3": DeepLabV3Spec(backbone=BackboneSpec(**NARROW, output_stride=8), channels=32, aux_channels=16),
     "deeplabv3plus": DeepLabV3PlusSpec(backbone=BackboneSpec(**NARROW, output_stride=16), channels=32, fine_channels=8),
@@ -84,6 +107,12 @@ COUNTS = [
     ("pspnet_resnet50_paddleseg", 1001, 66_505_545, 2_617_321),
     ("pspnet_resnet50_paddleseg", 19, 65_498_995, 2_364_947),
     ("pspnet_resnet50_paddleseg", 150, 65_633_270, 2_398_614),
+    # specs: HMSA section 7
+    ("hrnet_w48", 19, 65_859_379, 0),
+    ("hrnet_ocr_w48", 19, 70_372_678, 0),
+    ("hrnet_ocr_w48", 150, 70_534_332, 0),
+    ("hmsa_w48", 19, 72_143_430, 0),
+    ("hmsa_w48", 65, 72_200_194, 0),
     # specs: FastFCN sections 5 and 10
     ("fastfcn_resnet50_fcn", 59, 52_835_835, 2_374_971),
     ("fastfcn_resnet50_psp", 59, 66_471_419, 2_374_971),
@@ -125,6 +154,11 @@ GMACS = [
     ("pspnet_resnet50", 21, (512, 512), 178.3),
     ("pspnet_resnet50_paddleseg", 1001, (256, 256), 65.0),
     ("pspnet_resnet50_paddleseg", 19, (512, 1024), 511.3),
+    # specs: HMSA section 7
+    ("hrnet_w48", 19, (1024, 2048), 747.5),
+    ("hrnet_ocr_w48", 19, (1024, 2048), 1297.9),
+    ("hrnet_ocr_w48", 19, (512, 1024), 324.5),
+    ("hrnet_ocr_w48", 150, (512, 512), 167.1),
     # specs: FastFCN section 5
     ("fastfcn_resnet50_fcn", 59, (512, 512), 97.23),
     ("fastfcn_resnet50_psp", 59, (512, 512), 135.94),
