@@ -35,6 +35,7 @@ class ModelSpec(Spec, abc.ABC):
 # The one table of built-in architectures: name -> where its settings live.
 ARCHITECTURES: dict[str, str] = {
     "pspnet": "seg_models.architectures.pspnet:PSPNetSpec",
+    "gated_scnn": "seg_models.architectures.gated_scnn:GatedSCNNSpec",
 }
 
 

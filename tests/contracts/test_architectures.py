@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seg_models import describe_model, load_model, save_model
+from seg_models.architectures.gated_scnn import GatedSCNNSpec
 from seg_models.architectures.pspnet import PSPNetSpec
 from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.export import FullSizeScores
@@ -37,6 +38,27 @@ SMALL: dict[str, ModelSpec] = {
         aux_channels=16,
         conv_bias=True,
     ),
+    "gated_scnn_wideresnet38_narrow": GatedSCNNSpec(
+        backbone=BackboneSpec(
+            name="wideresnet38",
+            output_stride=8,
+            model_kwargs={"width": 1 / 16, "depths": [1, 1, 1, 1, 1, 1], "dropout": [0, 0]},
+        ),
+        shape_channels=(4, 4, 4),
+        context_channels=16,
+        fine_channels=8,
+        head_channels=32,
+    ),
+    "gated_scnn_resnet10t_no_gradient": GatedSCNNSpec(
+        backbone=BackboneSpec(
+            name="resnet10t", output_stride=8, model_kwargs={"channels": (16, 32, 64, 128), "stem_width": 16}
+        ),
+        shape_channels=(8, 4, 4),
+        edge_input="shape",
+        context_channels=16,
+        fine_channels=8,
+        head_channels=32,
+    ),
 }
 every_architecture = pytest.mark.parametrize("spec", SMALL.values(), ids=SMALL.keys())
 
@@ -49,6 +71,8 @@ COUNTS = [
     ("pspnet_resnet50_paddleseg", 1001, 66_505_545, 2_617_321),
     ("pspnet_resnet50_paddleseg", 19, 65_498_995, 2_364_947),
     ("pspnet_resnet50_paddleseg", 150, 65_633_270, 2_398_614),
+    ("gated_scnn_wideresnet38_official", 19, 137_278_190, 0),
+    ("gated_scnn_wideresnet38", 19, 137_278_190 - 65, 0),  # without the convolution that nothing uses
 ]
 
 # name, classes, input -> 10^9 multiply-adds of the main path (specs: PSSL section 9).
@@ -58,6 +82,14 @@ GMACS = [
     ("pspnet_resnet50", 21, (512, 512), 178.3),
     ("pspnet_resnet50_paddleseg", 1001, (256, 256), 65.0),
     ("pspnet_resnet50_paddleseg", 19, (512, 1024), 511.3),
+    ("gated_scnn_wideresnet38", 19, (512, 512), 755.22),
+    ("gated_scnn_wideresnet38", 19, (512, 1024), 1510.43),
+    ("gated_scnn_wideresnet38", 19, (720, 720), 1493.47),
+    ("gated_scnn_wideresnet38", 19, (1024, 2048), 6041.72),
+    ("gated_scnn_resnet50", 19, (512, 1024), 419.3),
+    ("gated_scnn_resnet50_v1c", 19, (512, 1024), 421.8),
+    ("gated_scnn_resnet101", 19, (512, 1024), 574.5),
+    ("gated_scnn_resnet101_v1c", 19, (512, 1024), 577.0),
 ]
 
 
