@@ -323,7 +323,9 @@ class GatedSCNN(SegModel):
         if self.boundary is not None:
             boundaries = self.boundary(boundaries, self._image_edges(images))
         logits = self.decoder(self.pyramid(levels[-1], boundaries), low)
-        return SemanticOutput(logits, extras={"edges": edges}) if self.training else SemanticOutput(logits)
+        if not self.training:
+            return SemanticOutput(logits)
+        return SemanticOutput(logits, extras={"edges": edges.view_as(edges)})  # a view: scores do not depend on it
 
     def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
         """`ce`, and in training `edge`, `attention` and `boundary` with the weights of the settings.
