@@ -43,6 +43,7 @@ ARCHITECTURES: dict[str, str] = {
     "deeplabv3": "seg_models.architectures.deeplabv3:DeepLabV3Spec",
     "deeplabv3plus": "seg_models.architectures.deeplabv3plus:DeepLabV3PlusSpec",
     "fastfcn": "seg_models.architectures.fastfcn:FastFCNSpec",
+    "gated_scnn": "seg_models.architectures.gated_scnn:GatedSCNNSpec",
 }
 
 

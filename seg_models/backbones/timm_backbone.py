@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from seg_models.backbones.pretrained import load_backbone
+from seg_models.backbones.wide_resnet38 import WideResNet38
 from seg_models.parts.layers import IMAGENET_MEAN, IMAGENET_STD, Normalize
 from seg_models.spec import Spec, did_you_mean
 from seg_models.weights.files import SHA256, TIMM, load_tensors, resolve_weights
@@ -23,12 +24,17 @@ from seg_models.weights.files import SHA256, TIMM, load_tensors, resolve_weights
 log = logging.getLogger(__name__)
 SpecT = TypeVar("SpecT", bound=Spec)
 
+OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "wideresnet38": WideResNet38,
+}
+"""Networks that timm lacks; each has timm's `feature_info`."""
+
 
 class BackboneSpec(Spec):
-    """A timm network without its classifier."""
+    """A network of timm or of ours without its classifier."""
 
     name: str
-    """timm model name, such as resnet50, resnet50d (deep stem, pooled shortcuts) or mobilenetv2_100."""
+    """timm model name, such as resnet50, resnet50d (deep stem, pooled shortcuts), mobilenetv2_100; or wideresnet38."""
     output_stride: Literal[4, 8, 16, 32] = 32
     """Pixels per cell of the last level; below the network's own stride its last stages are dilated instead."""
     pretrained: bool = False
@@ -132,8 +138,9 @@ class Backbone(nn.Module):
 
 
 def _feature_network(spec: BackboneSpec) -> Any:
-    if not timm.is_model(spec.name):
-        raise ValueError(f"unknown timm model {spec.name!r}{did_you_mean(spec.name, timm.list_models())}")
+    if spec.name not in OWN_NETWORKS and not timm.is_model(spec.name):
+        known = [*OWN_NETWORKS, *timm.list_models()]
+        raise ValueError(f"unknown timm model {spec.name!r}{did_you_mean(spec.name, known)}")
     stride = {} if spec.output_stride == 32 else {"output_stride": spec.output_stride}
     try:
         network = _create(spec, **stride)
@@ -156,11 +163,19 @@ def _create_with_own_stride(spec: BackboneSpec, error: Exception) -> Any:
 def _create(spec: BackboneSpec, **stride: int) -> Any:
     arguments = {**spec.model_kwargs, **stride}
     try:
+        if spec.name in OWN_NETWORKS:
+            return _create_own(spec, arguments)
         return timm.create_model(spec.name, pretrained=spec.pretrained, features_only=True, **arguments)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         fix = " (fetching weights needs the network; or set `weights` to a local file)" if spec.pretrained else ""
         raise ValueError(f"backbone {spec.name!r} cannot be made: {reason}{fix}") from error
+
+
+def _create_own(spec: BackboneSpec, arguments: dict[str, Any]) -> nn.Module:
+    if spec.pretrained:
+        raise ValueError("nobody publishes ImageNet weights of it where they could be fetched")
+    return OWN_NETWORKS[spec.name](**arguments)
 
 
 def _refuse(spec: BackboneSpec, reason: str) -> Any:
