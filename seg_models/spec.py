@@ -34,7 +34,10 @@ class ModelSpec(Spec, abc.ABC):
 
 # The one table of built-in architectures: name -> where its settings live.
 ARCHITECTURES: dict[str, str] = {
+    "cft": "seg_models.architectures.cft:CFTSpec",
     "pspnet": "seg_models.architectures.pspnet:PSPNetSpec",
+    "segformer": "seg_models.architectures.segformer:SegFormerSpec",
+    "semfpn": "seg_models.architectures.semfpn:SemFPNSpec",
 }
 
 
