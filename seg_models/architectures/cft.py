@@ -194,7 +194,8 @@ class TokenAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(N, T, D) to (N, heads, T, d); the last axis stays contiguous, which fused attention needs."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return heads
 
 
 class FeedForward(nn.Module):
@@ -291,11 +292,11 @@ class CFT(SegModel):
             high, mask = self.blocks[i](lows[i], high)
             levels.insert(0, self.level_convs[i](high))
             if mask is not None and self.training:
-                masks[f"masks_{i}"] = mask
+                masks[f"masks_{i}"] = mask.view_as(mask)  # of its own: its gradient is that of the loss alone
         return SemanticOutput(self.classifier(self.fusion(levels)), extras=masks)
 
     def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
-        """`ce` of the scores and, in training, `mask_focal` and `mask_dice` of the summed masks, weighted."""
+        """`ce` of the scores and, in training, `focal_masks` and `dice_masks` of the summed masks, weighted."""
         losses = {
             "ce": upsampled_cross_entropy(
                 output.logits, target.labels, void=target.void, class_weights=target.class_weights
@@ -308,7 +309,7 @@ class CFT(SegModel):
                 void=target.void,
                 count_void_as_negative=self.count_void_as_negative,
             )
-            losses |= {"mask_focal": self.focal_weight * found.focal, "mask_dice": self.dice_weight * found.dice}
+            losses |= {"focal_masks": self.focal_weight * found.focal, "dice_masks": self.dice_weight * found.dice}
         return losses
 
 

@@ -105,7 +105,5 @@ def _segformer(number: int) -> SegFormerSpec:
 
 PRESETS: dict[str, ModelSpec] = {
     **{f"segformer_mit_b{number}": _segformer(number) for number in range(6)},
-    "segformer_efficientnet_lite0": SegFormerSpec(
-        backbone=BackboneSpec(name="tf_efficientnet_lite0"), width=64
-    ),
+    "segformer_efficientnet_lite0": SegFormerSpec(backbone=BackboneSpec(name="tf_efficientnet_lite0"), width=64),
 }

@@ -68,9 +68,7 @@ class MixTransformer(nn.Module):
             self.add_module(f"patch_embed{i + 1}", PatchEmbedding(sources[i], width, stride=4 if i == 0 else 2))
             self.add_module(f"block{i + 1}", nn.Sequential(*blocks))
             self.add_module(f"norm{i + 1}", nn.LayerNorm(width, eps=EPS))
-        levels = [
-            {"num_chs": width, "reduction": 4 * 2**i, "module": f"norm{i + 1}"} for i, width in enumerate(widths)
-        ]
+        levels = [{"num_chs": width, "reduction": 4 * 2**i, "module": f"norm{i + 1}"} for i, width in enumerate(widths)]
         self.feature_info = FeatureInfo(levels, out_indices=tuple(range(len(levels))))
         self.pretrained_cfg: Mapping[str, object] = {}  # ImageNet's mean and deviation
         self.apply(_initialise)
@@ -146,7 +144,8 @@ class EfficientAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """(N, h, w, C) to (N, heads, h·w, d); the last axis stays contiguous, which fused attention needs."""
-        return x.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        heads: Tensor = x.flatten(1, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return heads
 
     def _reduced(self, x: Tensor) -> Tensor:
         if self.sr is None or self.norm is None:

@@ -33,7 +33,7 @@ class BackboneSpec(Spec):
     """A timm network without its classifier, or one that timm lacks."""
 
     name: str
-    """timm model name, such as resnet50, resnet50d (deep stem, pooled shortcuts), mobilenetv2_100; or mit_b0 … mit_b5."""
+    """timm model name, such as resnet50, resnet50d (deep stem, pooled shortcuts), mobilenetv2_100; or mit_b0…mit_b5."""
     output_stride: Literal[4, 8, 16, 32] = 32
     """Pixels per cell of the last level; below the network's own stride its last stages are dilated instead."""
     pretrained: bool = False

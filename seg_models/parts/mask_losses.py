@@ -109,7 +109,7 @@ class _MaskLosses(torch.autograd.Function):
 
 def _classes(labels: Tensor, *, void: int) -> Tensor:
     """(G,) the classes of an image."""
-    classes = labels.unique()
+    classes: Tensor = labels.unique()
     return classes[classes != void]
 
 
@@ -129,9 +129,7 @@ class _ImagePart(NamedTuple):
     """One (2, G, h, w) per scale: of focal and of dice."""
 
 
-def _image_losses(
-    cells: Sequence[Tensor], *, targets: Tensor, counted: Tensor, max_elements: int | None
-) -> _ImagePart:
+def _image_losses(cells: Sequence[Tensor], *, targets: Tensor, counted: Tensor, max_elements: int | None) -> _ImagePart:
     """Losses of one image and their gradients.
 
     Args:

@@ -5,6 +5,7 @@ Shapes: N batch, C channels, K classes, h w cells; levels go from fine to coarse
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class ScaleHeads(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, *, strides: Sequence[int]) -> None:
         super().__init__()
-        if any(coarse not in (fine, 2 * fine) for fine, coarse in zip(strides, strides[1:], strict=False)):
+        if any(coarse not in (fine, 2 * fine) for fine, coarse in itertools.pairwise(strides)):
             raise ValueError(f"strides of a pyramid must stay or double from level to level, found {tuple(strides)}")
         self.strides = tuple(strides)
         doublings = [(stride // strides[0]).bit_length() - 1 for stride in strides]

@@ -228,9 +228,7 @@ def _augment(*, crop: int, short_side: int) -> AugmentSpec:
 
 
 def _resnet_optimizer() -> OptimizerSpec:
-    return OptimizerSpec(
-        kind="adamw", lr=6e-4, weight_decay=0.01, backbone_lr_factor=0.1, backbone_decay_factor=0.002
-    )
+    return OptimizerSpec(kind="adamw", lr=6e-4, weight_decay=0.01, backbone_lr_factor=0.1, backbone_decay_factor=0.002)
 
 
 def _pretrained(name: str) -> ModelSpec:

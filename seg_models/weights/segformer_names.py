@@ -1,8 +1,9 @@
 """Published SegFormer checkpoints under our names, and back.
 
 Official: NVlabs/SegFormer, `segformer.b*.pth`, whose backbone has our names; they hold a classifier that is never used
-(`conv_seg`), which is left behind. transformers: the files of the hub's `nvidia/segformer-*` models, which have two layers
-where ours has one for keys and values.
+(`conv_seg`), which is left behind.
+transformers: the files of the hub's `nvidia/segformer-*` models, which have two layers where ours has one for keys
+and values.
 Both have linear layers in the head where ours has 1×1 convolutions: weights get or lose two axes.
 """
 

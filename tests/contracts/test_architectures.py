@@ -32,7 +32,13 @@ SMALL: dict[str, ModelSpec] = {
     "cft_swin_tiny_naive": CFTSpec(
         backbone=BackboneSpec(
             name="swin_tiny_patch4_window7_224",
-            model_kwargs={**SWIN, "embed_dim": 8, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 2, 4], "drop_path_rate": 0.0},
+            model_kwargs={
+                **SWIN,
+                "embed_dim": 8,
+                "depths": [1, 1, 2, 1],
+                "num_heads": [1, 2, 2, 4],
+                "drop_path_rate": 0.0,
+            },
         ),
         width=32,
         fusion_channels=32,

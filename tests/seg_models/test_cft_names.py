@@ -19,6 +19,7 @@ from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.spec import preset
 from seg_models.weights import cft_names, segformer_names
 from seg_models.weights.matching import load_by_name
+from seg_models.weights.prefixes import inverse, rename
 
 NAMES = Path(__file__).resolve().parents[1] / "names"
 Map = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
@@ -92,7 +93,7 @@ def test_a_cft_trained_with_negated_energy_gives_its_scores_in_the_plain_form() 
         parameter.data += 0.2 * torch.randn_like(parameter)
     state = theirs.state_dict()
     # their names hold for any width; what our own names stand for was tested above
-    ours.load_state_dict(cft_names.cft_from_mmseg(cft_names.rename(state, cft_names.inverse(cft_names.CFT))))
+    ours.load_state_dict(cft_names.cft_from_mmseg(rename(state, inverse(cft_names.CFT))))
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
         torch.testing.assert_close(ours(images).logits, theirs(images).logits, rtol=1e-4, atol=1e-5)

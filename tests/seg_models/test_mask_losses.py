@@ -68,7 +68,7 @@ def test_weights_of_the_two_losses_reach_the_gradient() -> None:
 
 def test_classes_that_an_image_does_not_hold_and_void_images_have_no_gradient() -> None:
     scores, labels = random_case()
-    (gradient,) = torch.autograd.grad(sum(mask_losses(scores[2:], labels, void=VOID)), scores[2:])
+    (gradient,) = torch.autograd.grad(torch.stack(mask_losses(scores[2:], labels, void=VOID)).sum(), scores[2:])
     absent = [[4, 5], [0, 1, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
     for image, classes in zip(gradient, absent, strict=True):
         for k in range(6):
@@ -79,7 +79,7 @@ def test_a_batch_of_only_void_has_no_loss() -> None:
     scores, labels = random_case()
     found = mask_losses(scores, torch.full_like(labels, VOID), void=VOID)
     assert [loss.item() for loss in found] == [0, 0]
-    assert not any(gradient.any() for gradient in torch.autograd.grad(sum(found), scores))
+    assert not any(gradient.any() for gradient in torch.autograd.grad(torch.stack(found).sum(), scores))
 
 
 def test_right_masks_of_large_margin_cost_next_to_nothing() -> None:

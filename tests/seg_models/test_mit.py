@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from segmentation_models_pytorch.encoders import get_encoder
 from timm.layers import DropPath
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from seg_models.backbones.mit import EfficientAttention, MixTransformer
@@ -77,7 +78,9 @@ def attention_by_loops(x: Tensor, attention: EfficientAttention) -> Tensor:
     for top in range(0, height - ratio + 1, ratio):
         for left in range(0, width - ratio + 1, ratio):
             patch = x[top : top + ratio, left : left + ratio].permute(2, 0, 1)
-            small.append(attention.norm((attention.sr.weight * patch).sum((1, 2, 3)) + attention.sr.bias))
+            small.append(
+                attention.norm(functional.conv2d(patch[None], attention.sr.weight, attention.sr.bias).flatten())
+            )
     keys_values = [attention.kv(cell) for cell in small]
     out = torch.empty_like(x)
     for i in range(height):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from segmentation_models_pytorch import Segformer
@@ -37,7 +39,7 @@ def test_scores_equal_segmentation_models_pytorch(size: tuple[int, int]) -> None
     torch.manual_seed(0)
     model = SegFormerSpec(backbone=BackboneSpec(name="mit_b0"), width=32).build(5).eval()
     assert isinstance(model, SegFormer)
-    norm = model.head.fuse.norm
+    norm: Any = model.head.fuse.norm
     nn.init.normal_(norm.weight, 1, 0.2)
     nn.init.normal_(norm.bias, 0, 0.2)
     norm.running_mean.normal_()
