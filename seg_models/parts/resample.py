@@ -10,7 +10,7 @@ Shapes: K channels, h w cells, H W pixels, r rows of a strip.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -73,3 +73,21 @@ def rows_per_strip(num_channels: int, width: int, *, device: torch.device, max_e
 def resample(cells: Tensor, *, rows: Tensor, columns: Tensor) -> Tensor:
     """Resample the last two axes: (..., h, w) with rows (r, h) and columns (W, w) to (..., r, W)."""
     return torch.matmul(torch.matmul(rows, cells), columns.t())
+
+
+def aligned_matrix(num_in: int, num_out: int, *, device: torch.device | None = None) -> Tensor:
+    """(num_out, num_in) float32 weights of interpolation that matches the outermost centres (align_corners=True)."""
+    step = (num_in - 1) / (num_out - 1) if num_out > 1 else 0.0
+    centers = torch.arange(num_out, device=device, dtype=torch.float64) * step
+    inputs = torch.arange(num_in, device=device, dtype=torch.float64)
+    return (1 - (centers[:, None] - inputs[None, :]).abs()).clamp_min(0).float()
+
+
+def enlarge(cells: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
+    """Interpolate (..., h, w) bilinearly to (..., *size), in the type of the cells."""
+    matrix = aligned_matrix if align_corners else bilinear_matrix
+    rows, columns = (
+        matrix(num_in, num_out, device=cells.device).to(cells.dtype)
+        for num_in, num_out in zip(cells.shape[-2:], size, strict=True)
+    )
+    return resample(cells, rows=rows, columns=columns).to(cells.dtype)

@@ -105,7 +105,7 @@ def cft_swin_large_ade20k() -> Recipe:
 
     Source: Swin's settings for ADE20K, CFT's own being unknown (specs: CFT section 3); drop path 0.3.
     Command: segray train job.toml with recipe = "cft_swin_large_ade20k"; fetches timm's weights.
-    Cost: about 20 GPU-hours (430 GMAC per image).
+    Cost: about 19 GPU-hours (436 GMAC per image).
     Result: published 55.1 mIoU on val as the best of all (arXiv 2308.05581, abstract). Not ours.
     """
     model = change_spec(_pretrained("cft_swin_large"), {"backbone": {"model_kwargs": {"drop_path_rate": 0.3}}})
@@ -118,7 +118,7 @@ def cft_swin_large_cityscapes() -> Recipe:
     Source: the Cityscapes configuration of a later head (specs: CFT section 3, V2); its image pool and its memory of
     category features are left out, biases do not decay.
     Command: segray train job.toml with recipe = "cft_swin_large_cityscapes"; fetches timm's weights.
-    Cost: about 50 GPU-hours (1090 GMAC per image).
+    Cost: about 46 GPU-hours (1069 GMAC per image).
     Result: none published. Not ours.
     """
     return Recipe(
