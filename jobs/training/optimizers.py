@@ -29,7 +29,7 @@ def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, An
     """Groups by (backbone, decayed), in a fixed order, without empty ones.
 
     Raises:
-        ValueError: `backbone_lr_factor` is set but the model has no parameters under `backbone.`.
+        ValueError: a factor for the backbone is set but the model has no parameters under `backbone.`.
     """
     plain = set() if spec.decay_norms_and_biases else _norms_and_biases(model)
     groups: dict[tuple[bool, bool], list[Parameter]] = {}
@@ -37,9 +37,11 @@ def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, An
         if parameter.requires_grad:
             key = (f".{BACKBONE}" in f".{name}", name not in plain)  # also of a network inside another
             groups.setdefault(key, []).append(parameter)
-    if spec.backbone_lr_factor != 1.0 and not any(backbone for backbone, _ in groups):
+    factors = {name: getattr(spec, name) for name in ("backbone_lr_factor", "backbone_decay_factor")}
+    changed = [name for name, factor in factors.items() if factor != 1.0]
+    if changed and not any(backbone for backbone, _ in groups):
         raise ValueError(
-            f"optimizer.backbone_lr_factor = {spec.backbone_lr_factor} takes no effect: "
+            f"optimizer.{changed[0]} = {factors[changed[0]]} takes no effect: "
             f"{type(model).__name__} has no parameters under `backbone`"
         )
     return [_group(groups[key], backbone=key[0], decayed=key[1], spec=spec) for key in sorted(groups)]
@@ -47,11 +49,12 @@ def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, An
 
 def _group(parameters: list[Parameter], *, backbone: bool, decayed: bool, spec: OptimizerSpec) -> dict[str, Any]:
     lr = spec.lr * (spec.backbone_lr_factor if backbone else 1.0)
+    decay = spec.weight_decay * (spec.backbone_decay_factor if backbone else 1.0)
     return {
         "params": parameters,
         "lr": lr,
         "base_lr": lr,
-        "weight_decay": spec.weight_decay if decayed else 0.0,
+        "weight_decay": decay if decayed else 0.0,
     }
 
 

@@ -12,9 +12,11 @@ from typing import Any, Literal, Self, TypeVar
 
 import timm
 from pydantic import Field, field_validator, model_validator
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from seg_models.backbones.mit import MIT
 from seg_models.backbones.pretrained import load_backbone
 from seg_models.backbones.wide_resnet38 import WideResNet38
 from seg_models.parts.layers import IMAGENET_MEAN, IMAGENET_STD, Normalize
@@ -24,9 +26,7 @@ from seg_models.weights.files import SHA256, TIMM, load_tensors, resolve_weights
 log = logging.getLogger(__name__)
 SpecT = TypeVar("SpecT", bound=Spec)
 
-OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "wideresnet38": WideResNet38,
-}
+OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {**MIT, "wideresnet38": WideResNet38}
 """Networks that timm lacks; each has timm's `feature_info`."""
 
 
@@ -34,7 +34,8 @@ class BackboneSpec(Spec):
     """A network of timm or of ours without its classifier."""
 
     name: str
-    """timm model name, such as resnet50, resnet50d (deep stem, pooled shortcuts), mobilenetv2_100; or wideresnet38."""
+    """timm model name, such as resnet50, resnet50d (deep stem, pooled shortcuts), mobilenetv2_100; or one that timm
+    lacks: mit_b0 … mit_b5, wideresnet38."""
     output_stride: Literal[4, 8, 16, 32] = 32
     """Pixels per cell of the last level; below the network's own stride its last stages are dilated instead."""
     pretrained: bool = False
@@ -94,6 +95,7 @@ class BackboneSpec(Spec):
             mean=self.mean or tuple(config.get("mean", IMAGENET_MEAN)),
             std=self.std or tuple(config.get("std", IMAGENET_STD)),
             frozen_norm=self.frozen_norm,
+            channels_last=getattr(network, "output_fmt", None) == "NHWC",
         )
 
 
@@ -103,6 +105,7 @@ class Backbone(nn.Module):
     Attributes:
         channels: channels of each level, fine to coarse.
         strides: pixels per cell of each level.
+        channels_last: whether the network gives its levels as (N, h, w, C), as Swin does.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class Backbone(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         frozen_norm: bool = False,
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
         self.normalize = Normalize(mean=mean, std=std)
@@ -121,11 +125,12 @@ class Backbone(nn.Module):
         self.channels = channels
         self.strides = strides
         self.frozen_norm = frozen_norm
+        self.channels_last = channels_last
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(N, 3, H, W) images, uint8 or float in 0..255, to one (N, C, h, w) per level."""
         features: list[Tensor] = self.network(self.normalize(images))
-        return features
+        return [level.permute(0, 3, 1, 2) for level in features] if self.channels_last else features
 
     def train(self, mode: bool = True) -> Self:
         """Training mode, but for batch norms that the settings froze."""
@@ -162,20 +167,29 @@ def _create_with_own_stride(spec: BackboneSpec, error: Exception) -> Any:
 
 def _create(spec: BackboneSpec, **stride: int) -> Any:
     arguments = {**spec.model_kwargs, **stride}
+    if spec.name in OWN_NETWORKS:
+        return _create_own(spec, arguments)
     try:
-        if spec.name in OWN_NETWORKS:
-            return _create_own(spec, arguments)
-        return timm.create_model(spec.name, pretrained=spec.pretrained, features_only=True, **arguments)
+        network = timm.create_model(spec.name, pretrained=spec.pretrained, features_only=True, **arguments)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         fix = " (fetching weights needs the network; or set `weights` to a local file)" if spec.pretrained else ""
         raise ValueError(f"backbone {spec.name!r} cannot be made: {reason}{fix}") from error
+    _pad_to_patches(network)
+    return network
 
 
-def _create_own(spec: BackboneSpec, arguments: dict[str, Any]) -> nn.Module:
+def _create_own(spec: BackboneSpec, arguments: dict[str, Any]) -> Any:
     if spec.pretrained:
-        raise ValueError("nobody publishes ImageNet weights of it where they could be fetched")
+        raise ValueError(f"timm has no published weights for {spec.name!r}: give the path of a file as `weights`")
     return OWN_NETWORKS[spec.name](**arguments)
+
+
+def _pad_to_patches(network: nn.Module) -> None:
+    """Networks that take images of any size pad them to whole patches; timm can, but has no argument for it."""
+    for module in network.modules():
+        if isinstance(module, PatchEmbed) and not module.strict_img_size:
+            module.dynamic_img_pad = True
 
 
 def _refuse(spec: BackboneSpec, reason: str) -> Any:

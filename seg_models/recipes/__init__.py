@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from seg_models.models import change_spec
-from seg_models.recipes import dense, fastfcn, gated_scnn, hmsa, pspnet
+from seg_models.recipes import cft, dense, fastfcn, gated_scnn, hmsa, pspnet
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe, ScheduleSpec
 from seg_models.spec import ModelSpec, did_you_mean, import_object, merge, resolve_model_spec
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
-    function.__name__: function for module in (pspnet, dense, fastfcn, hmsa, gated_scnn) for function in module.RECIPES
+    function.__name__: function
+    for module in (pspnet, dense, fastfcn, hmsa, gated_scnn, cft)
+    for function in module.RECIPES
 }
 
 

@@ -20,6 +20,8 @@ class OptimizerSpec(Spec):
     weight_decay: float = Field(5e-4, ge=0)
     backbone_lr_factor: float = Field(1.0, ge=0)
     """The backbone learns at `lr` times this."""
+    backbone_decay_factor: float = Field(1.0, ge=0)
+    """The backbone decays by `weight_decay` times this."""
     decay_norms_and_biases: bool = True
     """Apply weight decay to norm parameters and biases too (most segmentation code bases do)."""
     clip_grad_norm: float | None = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seg_models import describe_model, load_model, save_model
+from seg_models.architectures.cft import SWIN, CFTSpec
 from seg_models.architectures.deeplabv3 import DeepLabV3Spec
 from seg_models.architectures.deeplabv3plus import DeepLabV3PlusSpec
 from seg_models.architectures.fastfcn import BilinearSpec, FastFCNSpec, JPUSpec, JPUXSpec
@@ -21,6 +22,8 @@ from seg_models.architectures.hmsa import HMSASpec
 from seg_models.architectures.hrnet_ocr import HRNetOCRSpec
 from seg_models.architectures.pspnet import PSPNetSpec
 from seg_models.architectures.scale_baselines import AverageScalesSpec, ExplicitScalesSpec
+from seg_models.architectures.segformer import SegFormerSpec
+from seg_models.architectures.semfpn import SemFPNSpec
 from seg_models.backbones.hrnet import HRNetSpec
 from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.export import FullSizeScores
@@ -35,7 +38,36 @@ NARROW: dict[str, Any] = {"name": "resnet10t", "model_kwargs": {"channels": (16,
 
 TINY_HRNET = HRNetSpec(name="hrnet_w18", model_kwargs={"width": 8, "num_blocks": 1, "num_modules": (1, 1, 1)})
 
+TINY_MIT = BackboneSpec(
+    name="mit_b0", model_kwargs={"widths": [8, 16, 20, 32], "depths": [1, 1, 1, 1], "drop_path_rate": 0.0}
+)
+
 SMALL: dict[str, ModelSpec] = {
+    "cft_mit_tiny": CFTSpec(backbone=TINY_MIT, width=32, fusion_channels=32),
+    "cft_swin_tiny_naive": CFTSpec(
+        backbone=BackboneSpec(
+            name="swin_tiny_patch4_window7_224",
+            model_kwargs={
+                **SWIN,
+                "embed_dim": 8,
+                "depths": [1, 1, 2, 1],
+                "num_heads": [1, 2, 2, 4],
+                "drop_path_rate": 0.0,
+            },
+        ),
+        width=32,
+        fusion_channels=32,
+        attend_to="cells",
+    ),
+    "cft_resnet10t_pooled_aspp": CFTSpec(
+        backbone=BackboneSpec(name="resnet10t", model_kwargs={"channels": (16, 32, 64, 128), "stem_width": 16}),
+        width=32,
+        fusion_channels=16,
+        attend_to="pooled",
+        pool_cells=3,
+        context="aspp",
+        fusion="sum",
+    ),
     "pspnet_resnet10t_narrow": preset("pspnet_resnet10t_narrow"),
     "pspnet_mobilenetv2_035": PSPNetSpec(
         backbone=BackboneSpec(name="mobilenetv2_035", output_stride=16),
@@ -43,6 +75,8 @@ SMALL: dict[str, ModelSpec] = {
         head_channels=32,
         aux_channels=None,
     ),
+    "segformer_mit_tiny": SegFormerSpec(backbone=TINY_MIT, width=32),
+    "semfpn_mit_tiny": SemFPNSpec(backbone=TINY_MIT, width=32, head_channels=16),
     "pspnet_convnext_paddleseg": PSPNetSpec(
         backbone=BackboneSpec(
             name="convnext_atto", output_stride=8, model_kwargs={"depths": [1, 1, 1, 1], "dims": [16, 16, 32, 32]}
@@ -122,6 +156,21 @@ every_architecture = pytest.mark.parametrize("spec", SMALL.values(), ids=SMALL.k
 
 # name, classes -> parameters used in prediction and in auxiliary heads (specs: PSSL section 9).
 COUNTS = [
+    *(("cft_resnet50", k, 23_527_264 + head, 0) for k, head in ((19, 7_641_107), (59, 7_682_107), (150, 7_775_382))),
+    *(("cft_resnet101", k, 42_519_392 + head, 0) for k, head in ((19, 7_641_107), (59, 7_682_107), (150, 7_775_382))),
+    *(("cft_mit_b2", k, 24_196_288 + head, 0) for k, head in ((19, 6_920_211), (59, 6_961_211), (150, 7_054_486))),
+    ("cft_mit_b2_no_ffn", 150, 29_641_814, 0),
+    ("cft_mit_b2_naive", 150, 31_037_270, 0),
+    ("cft_mit_b2_naive_no_ffn", 150, 29_428_310, 0),
+    ("cft_mit_b2_pooled", 150, 31_037_270, 0),
+    ("cft_mit_b2_pooled_no_ffn", 150, 29_428_310, 0),
+    ("cft_mit_b2_sum", 150, 33_023_318, 0),
+    ("cft_mit_b2_sum128", 150, 30_495_574, 0),
+    ("cft_mit_b2_light", 150, 27_383_382, 0),
+    ("semfpn_mit_b2", 150, 24_196_288 + 4_266_646, 0),
+    ("semfpn_resnet50", 150, 28_514_806, 0),
+    ("semfpn_resnet101", 150, 47_506_934, 0),
+    ("segformer_mit_b2", 150, 27_461_974, 0),
     ("pspnet_resnet50", 1001, 47_114_569, 2_617_065),
     ("pspnet_resnet50", 19, 46_610_803, 2_364_691),
     ("pspnet_resnet50", 21, 46_611_829, 2_365_205),
@@ -173,6 +222,21 @@ COUNTS = [
 
 # name, classes, input -> 10^9 multiply-adds of the main path (specs: PSSL section 9).
 GMACS = [
+    ("cft_resnet50", 150, (512, 512), 93.23),
+    ("cft_resnet101", 150, (512, 512), 112.62),
+    ("cft_mit_b2", 150, (512, 512), 89.36),
+    ("cft_mit_b2_no_ffn", 150, (512, 512), 77.89),
+    ("cft_mit_b2_naive", 150, (512, 512), 124.41),
+    ("cft_mit_b2_naive_no_ffn", 150, (512, 512), 112.94),
+    ("cft_mit_b2_pooled", 150, (512, 512), 88.70),
+    ("cft_mit_b2_pooled_no_ffn", 150, (512, 512), 77.23),
+    ("cft_mit_b2_sum", 150, (512, 512), 68.98),
+    ("cft_mit_b2_sum128", 150, (512, 512), 58.17),
+    ("cft_mit_b2_light", 150, (512, 512), 42.32),
+    ("semfpn_mit_b2", 150, (512, 512), 41.68),
+    ("semfpn_resnet50", 150, (512, 512), 45.54),
+    ("semfpn_resnet101", 150, (512, 512), 64.94),
+    ("segformer_mit_b2", 150, (512, 512), 62.34),
     ("pspnet_resnet50", 1001, (256, 256), 45.1),
     ("pspnet_resnet50", 19, (512, 1024), 356.6),
     ("pspnet_resnet50", 21, (512, 512), 178.3),

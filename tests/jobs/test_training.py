@@ -85,6 +85,14 @@ def test_a_backbone_rate_without_a_backbone_is_refused() -> None:
         parameter_groups(nn.Linear(2, 2), OptimizerSpec(backbone_lr_factor=0.1))
 
 
+def test_the_backbone_decays_by_its_own_share() -> None:
+    spec = OptimizerSpec(weight_decay=0.01, backbone_decay_factor=0.002)
+    groups = parameter_groups(TinySpec(norm=True).build(3), spec)
+    assert [group["weight_decay"] for group in groups] == pytest.approx([0.01, 2e-5])
+    with pytest.raises(ValueError, match=r"backbone_decay_factor = 0\.002 takes no effect"):
+        parameter_groups(nn.Linear(2, 2), spec)
+
+
 def test_adamw_takes_its_momentum_as_first_beta() -> None:
     optimizer = build_optimizer(nn.Linear(2, 2), OptimizerSpec(kind="adamw", momentum=0.8))
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.999)

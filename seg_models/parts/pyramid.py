@@ -1,0 +1,87 @@
+"""Decoders over a pyramid of features: enlarging levels, adding them up, classifying cells.
+
+Shapes: N batch, C channels, K classes, h w cells; levels go from fine to coarse.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seg_models.parts.layers import ConvNormAct
+
+
+def upsample_to(x: Tensor, size: Sequence[int]) -> Tensor:
+    """(N, C, h, w) to (N, C, *size), bilinear between cell centres (align_corners=False)."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+class ScaleHeads(nn.Module):
+    """Convolutions that bring every level to the finest by doublings, and their sum.
+
+    Kirillov, Girshick, He, Dollár: Panoptic Feature Pyramid Networks, CVPR 2019, arXiv 1901.02446, section 3.1: a level
+    k doublings away has k times a 3×3 convolution, batch norm, ReLU and bilinear enlarging by two; the finest has the
+    convolution once. Sides that do not double end at the size of the level there.
+
+    Args:
+        in_channels: channels of every level.
+        channels: channels of the sum.
+        strides: pixels per cell of each level, each the one before or twice that.
+    """
+
+    def __init__(self, in_channels: int, channels: int, *, strides: Sequence[int]) -> None:
+        super().__init__()
+        if any(coarse not in (fine, 2 * fine) for fine, coarse in itertools.pairwise(strides)):
+            raise ValueError(f"strides of a pyramid must stay or double from level to level, found {tuple(strides)}")
+        self.strides = tuple(strides)
+        doublings = [(stride // strides[0]).bit_length() - 1 for stride in strides]
+        self.heads = nn.ModuleList(
+            nn.ModuleList(
+                ConvNormAct(in_channels if step == 0 else channels, channels, kernel_size=3)
+                for step in range(max(1, count))
+            )
+            for count in doublings
+        )
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """One (N, C, h, w) per level to (N, channels, h, w) of the finest."""
+        sizes = {stride: tuple(level.shape[-2:]) for stride, level in zip(self.strides, levels, strict=True)}
+        brought = []
+        for stride, x, convs in zip(self.strides, levels, self.heads, strict=True):
+            assert isinstance(convs, nn.ModuleList)
+            for conv in convs:
+                stride = max(stride // 2, self.strides[0])
+                x = upsample_to(conv(x), sizes[stride])
+            brought.append(x)
+        total = brought[0]
+        for x in brought[1:]:
+            total = total + x
+        return total
+
+
+class Classifier(nn.Module):
+    """Dropout of whole channels and a 1×1 convolution to the classes.
+
+    Args:
+        channels: channels of the features.
+        num_classes: channels of the scores.
+        dropout: probability that a channel is zeroed in training.
+    """
+
+    def __init__(self, channels: int, num_classes: int, *, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout2d(dropout)
+        self.conv = nn.Conv2d(channels, num_classes, kernel_size=1)
+        nn.init.normal_(self.conv.weight, std=0.01)
+        assert self.conv.bias is not None
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, h, w) to (N, K, h, w)."""
+        scores: Tensor = self.conv(self.dropout(features))
+        return scores
