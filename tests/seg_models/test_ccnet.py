@@ -69,7 +69,8 @@ def by_loops(block: CrissCrossAttention, features: Tensor) -> Tensor:
             scores = torch.stack([queries[n][:, *place] @ keys[n][:, *i] for i in seen])
             shares = torch.softmax(scores, dim=0)
             gathered = torch.stack([p * values[n][:, *i] for p, i in zip(shares, seen, strict=True)]).sum(dim=0)
-            out[n][:, *place].add_(block.gamma * gathered)
+            here: Any = (n, slice(None), *place)
+            out[here] += block.gamma * gathered
     return out
 
 
