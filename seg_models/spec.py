@@ -35,6 +35,7 @@ class ModelSpec(Spec, abc.ABC):
 # The one table of built-in architectures: name -> where its settings live.
 ARCHITECTURES: dict[str, str] = {
     "average_scales": "seg_models.architectures.scale_baselines:AverageScalesSpec",
+    "ccnet": "seg_models.architectures.ccnet:CCNetSpec",
     "cft": "seg_models.architectures.cft:CFTSpec",
     "deeplabv3": "seg_models.architectures.deeplabv3:DeepLabV3Spec",
     "deeplabv3plus": "seg_models.architectures.deeplabv3plus:DeepLabV3PlusSpec",

@@ -19,13 +19,21 @@ class ClassifierHead(nn.Module):
         num_classes: channels of the scores.
         dropout: probability that a channel is zeroed in training.
         conv_bias: give the 3×3 convolution a bias before its batch norm (PaddleSeg does).
+        act: activation between the two convolutions; default ReLU.
     """
 
     def __init__(
-        self, in_channels: int, channels: int, num_classes: int, *, dropout: float = 0.1, conv_bias: bool = False
+        self,
+        in_channels: int,
+        channels: int,
+        num_classes: int,
+        *,
+        dropout: float = 0.1,
+        conv_bias: bool = False,
+        act: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.conv = ConvNormAct(in_channels, channels, kernel_size=3, bias=conv_bias)
+        self.conv = ConvNormAct(in_channels, channels, kernel_size=3, bias=conv_bias, act=act)
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(channels, num_classes, kernel_size=1)
         nn.init.normal_(self.classifier.weight, std=0.01)

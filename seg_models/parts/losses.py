@@ -147,3 +147,61 @@ def _strip_loss(
     slope.scatter_(0, classes, slope.gather(0, classes) - 1)
     slope.mul_(weights)
     return loss, resample(slope.view(num_classes, num_rows, width), rows=rows.t(), columns=columns.t())
+
+
+def without_easy_pixels(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    void: int,
+    threshold: float,
+    min_kept: int,
+    sample_every: int = 1,
+    max_elements: int | None = None,
+) -> Tensor:
+    """Labels in which pixels that are known well already are void: online hard example mining (OHEM).
+
+    Kept are the pixels whose upsampled probability of their own class is at most `threshold`, and where these are
+    fewer than `min_kept` pixels of the batch, that many of the least probable.
+
+    Args:
+        logits: (N, K, h, w) scores of any float type.
+        labels: (N, H, W) int64 class indices, or `void`.
+        void: the label that takes part in nothing.
+        threshold: largest probability of a pixel that is always kept.
+        min_kept: pixels of the batch that are kept at least, as far as there are any.
+        sample_every: look for the least probable in every n-th pixel of every n-th row only.
+        max_elements: largest K·r·W of a strip; default by device.
+
+    Returns:
+        (N, H, W) int64.
+    """
+    probabilities = true_class_probabilities(logits, labels, void=void, max_elements=max_elements)
+    seen = probabilities[:, ::sample_every, ::sample_every].flatten()
+    num_kept = min(min_kept // sample_every**2, seen.numel())
+    limit = torch.full_like(seen[0], threshold)
+    if num_kept:  # where too few pixels have a class this is infinite, and all of them are kept
+        limit = limit.maximum(seen.topk(num_kept, largest=False, sorted=False).values.max())
+    return labels.where(probabilities <= limit, void)
+
+
+@torch.no_grad()
+def true_class_probabilities(logits: Tensor, labels: Tensor, *, void: int, max_elements: int | None = None) -> Tensor:
+    """Softmax of the upsampled scores at each pixel's own class, (N, H, W) float32; infinite where void.
+
+    The scores are upsampled strip by strip as in `upsampled_cross_entropy`, and never held as a whole.
+    """
+    (_, num_classes, h, w), (_, height, width) = logits.shape, labels.shape
+    rows = bilinear_matrix(h, height, device=logits.device)
+    columns = bilinear_matrix(w, width, device=logits.device)
+    num_rows = rows_per_strip(num_classes, width, device=logits.device, max_elements=max_elements)
+    classes = labels.where(labels != void, 0)
+    found = torch.empty(labels.shape, device=logits.device)
+    with torch.autocast(logits.device.type, enabled=False):
+        for n, image in enumerate(logits):
+            for strip in strips(height, rows=num_rows):
+                near = near_inputs(strip, num_in=h, ratio=h / height)
+                scores = resample(image[:, near].float(), rows=rows[strip, near], columns=columns)
+                own = scores.gather(0, classes[n, strip][None])[0]
+                found[n, strip] = (own - scores.logsumexp(dim=0)).exp()
+    return found.where(labels != void, torch.inf)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from seg_models import describe_model, load_model, save_model
+from seg_models.architectures.ccnet import CCNetSpec, ConsistencySpec, OhemSpec
 from seg_models.architectures.cft import SWIN, CFTSpec
 from seg_models.architectures.deeplabv3 import DeepLabV3Spec
 from seg_models.architectures.deeplabv3plus import DeepLabV3PlusSpec
@@ -67,6 +68,26 @@ SMALL: dict[str, ModelSpec] = {
         pool_cells=3,
         context="aspp",
         fusion="sum",
+    ),
+    "ccnet_resnet10t_narrow": preset("ccnet_resnet10t_narrow"),
+    "ccnet_mobilenetv2_035_consistent": CCNetSpec(
+        backbone=BackboneSpec(name="mobilenetv2_035", output_stride=16),
+        channels=16,
+        recurrence=3,
+        shared=False,
+        own_once=False,
+        activation="leaky_relu",
+        aux_channels=16,
+        aux_bias=True,
+        ohem=OhemSpec(min_kept=2_000, sample_every=2),
+        consistency=ConsistencySpec(channels=4),
+    ),
+    "ccnet_mobilenetv2_035_non_local": CCNetSpec(
+        backbone=BackboneSpec(name="mobilenetv2_035", output_stride=16),
+        channels=16,
+        context="non_local",
+        recurrence=1,
+        aux_channels=None,
     ),
     "pspnet_resnet10t_narrow": preset("pspnet_resnet10t_narrow"),
     "pspnet_mobilenetv2_035": PSPNetSpec(
@@ -171,6 +192,11 @@ COUNTS = [
     ("semfpn_resnet50", 150, 28_514_806, 0),
     ("semfpn_resnet101", 150, 47_506_934, 0),
     ("segformer_mit_b2", 150, 27_461_974, 0),
+    ("ccnet_resnet101_official", 19, 66_558_036, 4_729_875),  # specs: CCNet section 6
+    ("ccnet_resnet50", 19, 47_461_364, 2_364_691),
+    ("ccnet_resnet101", 19, 66_453_492, 2_364_691),
+    ("ccnet_resnet50", 150, 47_528_567, 2_398_358),
+    ("ccnet_resnet101", 150, 66_520_695, 2_398_358),
     ("pspnet_resnet50", 1001, 47_114_569, 2_617_065),
     ("pspnet_resnet50", 19, 46_610_803, 2_364_691),
     ("pspnet_resnet50", 21, 46_611_829, 2_365_205),
@@ -237,6 +263,12 @@ GMACS = [
     ("semfpn_resnet50", 150, (512, 512), 45.54),
     ("semfpn_resnet101", 150, (512, 512), 64.94),
     ("segformer_mit_b2", 150, (512, 512), 62.34),
+    ("ccnet_resnet101_official", 19, (769, 769), 653.4),  # specs: CCNet section 6
+    ("ccnet_resnet101_official", 19, (1024, 2048), 2310.0),
+    ("ccnet_resnet50", 19, (512, 1024), 402.4),
+    ("ccnet_resnet101", 19, (512, 1024), 557.5),
+    ("ccnet_resnet50", 150, (512, 512), 201.2),
+    ("ccnet_resnet101", 150, (512, 512), 278.7),
     ("pspnet_resnet50", 1001, (256, 256), 45.1),
     ("pspnet_resnet50", 19, (512, 1024), 356.6),
     ("pspnet_resnet50", 21, (512, 512), 178.3),
@@ -332,6 +364,9 @@ def test_gradients_reach_every_parameter(spec: ModelSpec) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)  # residual branches begin switched off
+    for name, value in model.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.ones_(value)  # so do attentions
     torch.autograd.backward(total_loss(model, model(make_images(2, 64, 64)), make_labels(2, 64, 64)))
     without = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
     allowed = [name for name in without if name.endswith(".conv.bias")]  # a batch norm behind takes its effect away
