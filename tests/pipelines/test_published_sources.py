@@ -18,7 +18,17 @@ from pipelines.ingest import count_dataset, worker_args
 from pipelines.ingest_plan import IngestPlan, plan_ingest
 from pipelines.ingest_worker import IngestWorker, read_image_row, read_label_row
 from pipelines.labels import LabelSpace
-from pipelines.sources import AnySource, CityscapesSource, Sample, Source, VocSource
+from pipelines.sources import (
+    Ade20kSource,
+    AnySource,
+    CityscapesSource,
+    LipSource,
+    MapillarySource,
+    PascalContextSource,
+    Sample,
+    Source,
+    VocSource,
+)
 from pipelines.tables import Dataset
 from tests.published_layouts import PUBLISHED, Published, picture, stripes, text
 from tests.source_files import WIDTH, put
@@ -118,10 +128,10 @@ def test_an_unknown_split_names_those_that_are_published(published: Published, t
         TypeAdapter(AnySource).validate_python({"kind": kind, "root": "x", "splits": ["trian"]})
 
 
-def test_class_names_and_colours_are_one_to_one(published: Published, tmp_path: Path) -> None:
+def test_no_class_is_named_twice(published: Published, tmp_path: Path) -> None:
     published.make(tmp_path)
     space = space_of(published.source(tmp_path))
-    assert len(set(space.names)) == len(set(space.colors)) == space.num_classes
+    assert len(set(space.names)) == space.num_classes == published.num_classes
 
 
 def test_cityscapes_train_ids_are_read_where_they_are_named(tmp_path: Path) -> None:
@@ -241,6 +251,112 @@ def test_an_image_in_two_lists_of_voc_is_refused(tmp_path: Path) -> None:
     text(tmp_path / "ImageSets" / "Segmentation" / "trainval.txt", "2007_000032")
     with pytest.raises(ValueError, match=r"'2007_000032.jpg' is in two splits, 'train' and 'trainval'"):
         VocSource(root=str(tmp_path), splits=("train", "trainval")).list_samples()
+
+
+def test_ade20k_is_found_below_the_folder_of_its_archive(tmp_path: Path) -> None:
+    PUBLISHED["ade20k"].make(tmp_path / "ADEChallengeData2016")
+    assert listed(Ade20kSource(root=str(tmp_path))) == PUBLISHED["ade20k"].splits
+
+
+def test_pascal_context_with_sixty_classes_counts_background(tmp_path: Path) -> None:
+    PUBLISHED["pascal_context"].make(tmp_path / "VOCdevkit" / "VOC2010")
+    source = PascalContextSource(root=str(tmp_path), num_classes=60)
+    sample = next(iter(source.list_samples()))
+    assert names_in(source, sample)[:3] == ["background", "aeroplane", "bag"]
+    assert (space_of(source).num_classes, space_of(source).background) == (60, 0)
+
+
+def test_pascal_context_in_the_authors_order_begins_with_the_classes_of_voc(tmp_path: Path) -> None:
+    PUBLISHED["pascal_context"].make(tmp_path)
+    source = PascalContextSource(root=str(tmp_path), order="voc_first")
+    sample = next(iter(source.list_samples()))
+    assert names_in(source, sample)[:6] == ["(void)", "aeroplane", "bicycle", "truck", "window", "wood"]
+    shared = [name for name in space_of(VocSource(root="x")).names[1:] if name != "diningtable"]
+    assert [name for name in space_of(source).names[:20] if name != "table"] == shared
+
+
+def test_mapillary_1_2_is_read_from_the_archive_of_2_0(tmp_path: Path) -> None:
+    PUBLISHED["mapillary"].make(tmp_path)
+    (tmp_path / "config.json").rename(tmp_path / "config_v1.2.json")
+    for folder in ("training", "validation"):
+        (tmp_path / folder / "v1.2").mkdir()
+        (tmp_path / folder / "labels").rename(tmp_path / folder / "v1.2" / "labels")
+    source = MapillarySource(root=str(tmp_path))
+    samples = {sample.id: sample for sample in source.list_samples()}
+    assert {key: sample.split for key, sample in samples.items()} == PUBLISHED["mapillary"].splits
+    assert names_in(source, samples["val/c3"])[:4] == ["Bird", "Road", "Sky", "(void)"]
+
+
+def test_test_images_of_mapillary_have_no_label(tmp_path: Path) -> None:
+    PUBLISHED["mapillary"].make(tmp_path)
+    picture(tmp_path / "testing" / "images" / "d4.jpg")
+    source = MapillarySource(root=str(tmp_path), splits=("test",))
+    assert listed(source) == {"test/d4": "test"}
+    assert not source.has_labels
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "config.json' is no class list of Mapillary Vistas: the file: Invalid JSON"),
+        ('{"labels": []}', "is no class list of Mapillary Vistas: labels: List should have at least 1 item"),
+        ('{"labels": [{"readable": "Bird", "color": [1, 2, 3]}]}', "Vistas: labels.0.evaluate: Field required"),
+    ],
+)
+def test_a_faulty_class_list_of_mapillary_is_one_line(content: str, message: str, tmp_path: Path) -> None:
+    PUBLISHED["mapillary"].make(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        MapillarySource(root=str(tmp_path)).label_space()
+    assert "\n" not in str(caught.value)
+
+
+def test_mapillary_without_its_class_list_names_the_nearest_file(tmp_path: Path) -> None:
+    PUBLISHED["mapillary"].make(tmp_path)
+    (tmp_path / "config.json").rename(tmp_path / "confg.json")
+    with pytest.raises(ValueError, match=r"config.json: no such file \(did you mean 'confg.json'\?\)"):
+        MapillarySource(root=str(tmp_path)).label_space()
+
+
+def test_lip_is_read_without_the_folders_of_its_archives_and_where_they_were_unpacked_twice(tmp_path: Path) -> None:
+    PUBLISHED["lip"].make(tmp_path / "twice")
+    images, labels = (tmp_path / "twice" / name for name in ("TrainVal_images", "TrainVal_parsing_annotations"))
+    (tmp_path / "flat").mkdir()
+    for path in [*images.iterdir(), *labels.iterdir()]:
+        (tmp_path / "flat" / path.name).symlink_to(path)
+    assert listed(LipSource(root=str(tmp_path / "flat"))) == PUBLISHED["lip"].splits
+    for folder in (images, labels):
+        inner = folder.rename(tmp_path / folder.name)
+        folder.mkdir()
+        inner.rename(folder / folder.name)
+    assert listed(LipSource(root=str(tmp_path / "twice"))) == PUBLISHED["lip"].splits
+
+
+def test_a_missing_list_or_label_folder_of_lip_is_named_with_the_nearest(tmp_path: Path) -> None:
+    PUBLISHED["lip"].make(tmp_path)
+    (tmp_path / "TrainVal_images" / "val_id.txt").rename(tmp_path / "TrainVal_images" / "val_ids.txt")
+    with pytest.raises(ValueError, match=r"TrainVal_images/val_id.txt: no such file \(did you mean 'val_ids.txt'\?\)"):
+        LipSource(root=str(tmp_path)).list_samples()
+    labels = tmp_path / "TrainVal_parsing_annotations"
+    labels.rename(tmp_path / "TrainVal_parsing")
+    with pytest.raises(ValueError, match=r"source.root: .*no such folder \(did you mean 'TrainVal_parsing'\?\)"):
+        LipSource(root=str(tmp_path), splits=("train",)).list_samples()
+
+
+@pytest.mark.real
+def test_real_ade20k_labels_become_the_classes_of_its_list(shared_data: Path, tmp_path: Path) -> None:
+    samples = shared_data / "datasets" / "ade20k-3"
+    for ours, theirs in (("images", "images"), ("annotations", "labels")):
+        (tmp_path / ours).mkdir()
+        (tmp_path / ours / "validation").symlink_to(samples / theirs)
+    source = Ade20kSource(root=str(tmp_path), splits=("val",))
+    rows = [line.split("\t") for line in (samples / "objectInfo150.txt").read_text().splitlines()[1:]]
+    space = space_of(source)
+    assert space.names == tuple(row[4].split(",")[0].strip() for row in rows)
+    assert space.raw_values == tuple(int(row[0]) for row in rows)
+    for sample in source.list_samples():
+        raw = np.asarray(Image.open(str(sample.label_uri))).astype(int)
+        assert np.array_equal(label_of(source, sample), np.where(raw == 0, space.void, raw - 1))
 
 
 @pytest.mark.real
