@@ -45,7 +45,7 @@ class IngestJob(Job):
 
     name: str = "ingest"
     source: AnySource
-    """What to read: `kind` is folder, camvid or imagenet."""
+    """What to read: `kind` is folder, imagenet, or a published data set (cityscapes, voc, …)."""
     dataset: str
     """Folder or object-store prefix of the dataset to write."""
     labels: str = "human"
