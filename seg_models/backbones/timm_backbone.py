@@ -24,14 +24,12 @@ from seg_models.weights.files import SHA256, TIMM, load_tensors, resolve_weights
 log = logging.getLogger(__name__)
 SpecT = TypeVar("SpecT", bound=Spec)
 
-OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "wideresnet38": WideResNet38,
-}
-"""Networks that timm lacks; each has timm's `feature_info`."""
+# Networks that timm lacks: name -> constructor. They return their levels and tell them in `feature_info`, as timm's do.
+OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {"wideresnet38": WideResNet38}
 
 
 class BackboneSpec(Spec):
-    """A network of timm or of ours without its classifier."""
+    """A timm network without its classifier, or one that timm lacks."""
 
     name: str
     """timm model name, such as resnet50, resnet50d (deep stem, pooled shortcuts), mobilenetv2_100; or wideresnet38."""
@@ -162,9 +160,9 @@ def _create_with_own_stride(spec: BackboneSpec, error: Exception) -> Any:
 
 def _create(spec: BackboneSpec, **stride: int) -> Any:
     arguments = {**spec.model_kwargs, **stride}
+    if spec.name in OWN_NETWORKS:
+        return _create_own(spec, arguments)
     try:
-        if spec.name in OWN_NETWORKS:
-            return _create_own(spec, arguments)
         return timm.create_model(spec.name, pretrained=spec.pretrained, features_only=True, **arguments)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -172,9 +170,9 @@ def _create(spec: BackboneSpec, **stride: int) -> Any:
         raise ValueError(f"backbone {spec.name!r} cannot be made: {reason}{fix}") from error
 
 
-def _create_own(spec: BackboneSpec, arguments: dict[str, Any]) -> nn.Module:
+def _create_own(spec: BackboneSpec, arguments: dict[str, Any]) -> Any:
     if spec.pretrained:
-        raise ValueError("nobody publishes ImageNet weights of it where they could be fetched")
+        raise ValueError(f"timm has no published weights for {spec.name!r}: give the path of a file as `weights`")
     return OWN_NETWORKS[spec.name](**arguments)
 
 
