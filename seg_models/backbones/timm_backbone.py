@@ -31,7 +31,7 @@ OWN_NETWORKS: dict[str, Callable[..., nn.Module]] = {**MIT, "wideresnet38": Wide
 
 
 class BackboneSpec(Spec):
-    """A network of timm or of ours without its classifier."""
+    """A timm network without its classifier, or one that timm lacks."""
 
     name: str
     """timm model name, such as resnet50, resnet50d (deep stem, pooled shortcuts), mobilenetv2_100; or one that timm

@@ -56,7 +56,9 @@ class WideResNet38(nn.Module):
     ) -> None:
         super().__init__()
         if output_stride not in PLAN:
-            raise ValueError(f"output_stride {output_stride}: allowed are {', '.join(map(str, PLAN))}")
+            raise ValueError(
+                f"WideResNet-38 has no output_stride {output_stride}: allowed are {', '.join(map(str, PLAN))}"
+            )
         if len(depths) != len(CHANNELS):
             raise ValueError(f"depths {list(depths)}: WideResNet-38 has six modules of blocks")
         in_channels = round(width * STEM_CHANNELS)

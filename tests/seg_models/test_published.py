@@ -1,4 +1,4 @@
-"""Name maps against literal lists of published keys and shapes, one file each in `published/`."""
+"""Name maps against literal lists of published keys and shapes, which are not made by the maps they test."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from seg_models.architectures.pspnet import PSPNetSpec
 from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.outputs import SegModel
 from seg_models.spec import preset
-from seg_models.weights.gscnn import GSCNN
-from seg_models.weights.mmseg_pspnet import MMSEG_PSPNET
+from seg_models.weights.gscnn_names import GSCNN
+from seg_models.weights.pspnet_names import MMSEG_PSPNET
 from seg_models.weights.published import NameMap, compare_tensors, export_tensors, import_tensors
 
-LISTS = Path(__file__).parent / "published"
+LISTS = Path(__file__).resolve().parents[1] / "names"
 LAYOUTS = [
-    ("gscnn_cityscapes", GSCNN, "gated_scnn_wideresnet38_official", 19, 137_278_190),
-    ("mmseg_pspnet_r50-d8_cityscapes", MMSEG_PSPNET, "pspnet_resnet50", 19, 46_610_803 + 2_364_691),
+    ("gscnn_official_wideresnet38", GSCNN, "gated_scnn_wideresnet38_official", 19, 137_278_190),
+    ("pspnet_mmseg_resnet50", MMSEG_PSPNET, "pspnet_resnet50", 19, 46_610_803 + 2_364_691),
 ]
 every_layout = pytest.mark.parametrize(
     ("file", "names", "model", "num_classes", "params"), LAYOUTS, ids=[row[0] for row in LAYOUTS]
@@ -27,9 +27,9 @@ every_layout = pytest.mark.parametrize(
 
 
 def published_shapes(file: str) -> dict[str, tuple[int, ...]]:
-    """Name -> shape, as the file lists them: a name and the sizes of its axes on a line."""
-    lines = (line.split() for line in (LISTS / f"{file}.txt").read_text().splitlines())
-    return {name: tuple(map(int, sizes)) for name, *sizes in lines}
+    """Name -> shape, as the file lists them: a name and a shape such as 64x3x7x7 on a line."""
+    lines = (line.partition(" ") for line in (LISTS / f"{file}.txt").read_text().splitlines())
+    return {name: tuple(int(side) for side in shape.split("x") if side) for name, _, shape in lines}
 
 
 def meta_model(name: str, num_classes: int) -> SegModel:
