@@ -36,6 +36,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb("EvaluateJob", "jobs.evaluate", "a checkpoint and a labelled split -> metrics and pictures"),
     "predict": Verb("PredictJob", "jobs.predict", "a checkpoint and any images -> label maps"),
     "export": Verb("ExportJob", "jobs.export", "a checkpoint -> torch.export and ONNX files"),
+    "import": Verb("ImportJob", "jobs.import_weights", "a published checkpoint -> a checkpoint of ours"),
     "unpack": Verb("UnpackJob", "jobs.unpack", "a label set -> one PNG, .npz or JPEG XL file per image"),
     "report": Verb("ReportJob", "jobs.report", "write the HTML page of a finished run again"),
     "models": Verb("ModelsJob", "jobs.models", "list the named models with parameters and GMAC"),

@@ -17,6 +17,7 @@ from jobs.report_sections import (
     classifiers_section,
     evaluation_sections,
     export_section,
+    import_section,
     labels_section,
     sources_section,
     training_section,
@@ -34,6 +35,7 @@ TITLES = {
     "predict": "Prediction",
     "check": "Dataset check",
     "export": "Export",
+    "import": "Import",
     "unpack": "Unpacking",
 }
 FIGURES = {
@@ -150,6 +152,7 @@ def run_sections(folder: str, result: Mapping[str, Any]) -> list[str]:
         labels_section(result),
         *evaluation_sections(folder, result),
         export_section(result),
+        import_section(result),
         job_section(folder),
     ]
 

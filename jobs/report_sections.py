@@ -158,3 +158,20 @@ def export_section(result: Mapping[str, Any]) -> str:
     ]
     header = ("file", "input", "size", "largest difference", "relative")
     return html.section("Exported files", html.table(header, rows))
+
+
+def import_section(result: Mapping[str, Any]) -> str:
+    """What became of the tensors of a published checkpoint."""
+    account = result.get("account") or {}
+    rows = [
+        (what, str(len(account[key])), ", ".join(map(str, account[key][:3])) if key != "used" else "")
+        for key, what in (
+            ("used", "used"),
+            ("unused", "without a place"),
+            ("missing", "left fresh"),
+            ("misshapen", "of another shape"),
+            ("left_behind", "left behind on purpose"),
+        )
+        if account.get(key)
+    ]
+    return html.section("Tensors", html.table(("what", "tensors", "the first"), rows))

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipelines.class_lists import AnyClasses
 from pipelines.keep import KeepSpec
 from pipelines.pssl_spec import AnyPssl, EnsembleSpec, PsslSpec
 from pipelines.shards import ComputeSpec
@@ -14,6 +15,8 @@ from seg_models.predictor import PredictorSpec
 from seg_models.recipes import resolve_recipe
 from seg_models.recipes.recipe import Recipe
 from seg_models.spec import AnyModelSpec, Spec
+from seg_models.weights.files import SHA256
+from seg_models.weights.layouts import find_layout
 
 AnyRecipe = Annotated[Recipe, BeforeValidator(resolve_recipe)]
 """A recipe by name, or a table with `base` (a recipe's name) and only what differs, or a whole one."""
@@ -214,6 +217,38 @@ class ExportJob(Job):
     """Height and width of the exported input."""
     tolerance: float = Field(1e-4, gt=0)
     """Largest allowed difference from the eager model, relative to its largest output."""
+
+
+class ImportJob(Job):
+    """A published checkpoint -> a checkpoint of ours, with an account of every tensor."""
+
+    name: str = "import"
+    checkpoint: str
+    """The published file: a path, an https URL or `s3://`; safetensors or torch's format; no code in it is run."""
+    sha256: str | None = Field(None, pattern=SHA256)
+    """What the file must hash to, or how that begins; needed for a URL."""
+    model: AnyModelSpec
+    """The network it belongs to, by preset or table."""
+    layout: str
+    """How its tensors are named, such as pspnet_mmseg or segformer_official."""
+    classes: AnyClasses
+    """The classes it was trained on, in order: names, a text file with one a line, or a `classes.json`."""
+    output: str = "out/import"
+    """The checkpoint is written to `output`/model."""
+    partial: bool = False
+    """Accept tensors without a place and places without a tensor, which keep fresh values."""
+    seed: int = 0
+    """Of the values that a partial import leaves fresh."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            find_layout(self.layout)
+        except ValueError as error:
+            raise ValueError(f"layout: {error}") from error
+        if self.checkpoint.startswith("https://") and self.sha256 is None:
+            raise ValueError("sha256: is needed for a checkpoint from a URL")
+        return self
 
 
 class UnpackJob(Job):

@@ -19,4 +19,15 @@ def test_every_example_is_a_valid_job_of_its_verb(path: Path) -> None:
 
 def test_there_is_an_example_for_every_verb_that_takes_a_file() -> None:
     shown = {path.stem.partition("_")[0] for path in EXAMPLES}
-    assert shown == {"ingest", "check", "pssl", "train", "autolabel", "evaluate", "predict", "export", "unpack"}
+    assert shown == {
+        "ingest",
+        "check",
+        "pssl",
+        "train",
+        "autolabel",
+        "evaluate",
+        "predict",
+        "export",
+        "import",
+        "unpack",
+    }
