@@ -15,11 +15,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Effort, Entries, Measured, command, cpu_pairs, median_pair
+from benchmarks.measure import Effort, Entries, command, cpu_pairs, median_pair
 from benchmarks.resident import peak_bytes
 from seg_models.architectures.ccnet import CrissCrossAttention, NonLocalAttention
 
-TIMES = 2
+MEASURED = ("prepare_ours", "prepare_concatenated", "prepare_non_local")
 Step = Callable[[], Tensor]
 
 
@@ -28,22 +28,18 @@ def entries(effort: Effort) -> Entries:
     side, channels = (16, 32) if effort.tiny else (97, 512)
     ours, concatenated = prepare_ours(side, channels), prepare_concatenated(side, channels)
     note = f"largest difference of a gradient {float((ours() - concatenated()).abs().max()):.1e}"
-    all_pairs = prepare_non_local(side, channels)
+    rounds = [[peak(name, side, channels) for name in MEASURED] for _ in range(1 if effort.tiny else 3)]
     return {
         "cca_time": cpu_pairs(ours, concatenated, effort=effort, note=note),
-        "cca_memory": memory("prepare_concatenated", side, channels, effort=effort),
-        "cca_nonlocal_time": cpu_pairs(ours, all_pairs, effort=effort),
-        "cca_nonlocal_memory": memory("prepare_non_local", side, channels, effort=effort),
+        "cca_memory": median_pair([(own, peer) for own, peer, _ in rounds], unit="bytes"),
+        "cca_nonlocal_time": cpu_pairs(ours, prepare_non_local(side, channels), effort=effort),
+        "cca_nonlocal_memory": median_pair([(own, peer) for own, _, peer in rounds], unit="bytes"),
     }
 
 
-def memory(peer: str, side: int, channels: int, *, effort: Effort) -> Measured:
-    """Peak growth of a process for ours and for a peer, in turns."""
-    pairs = [
-        tuple(peak_bytes(f"benchmarks.criss_cross:{name}", side, channels) for name in ("prepare_ours", peer))
-        for _ in range(1 if effort.tiny else 3)
-    ]
-    return median_pair([(ours, theirs) for ours, theirs in pairs], unit="bytes")
+def peak(name: str, side: int, channels: int) -> float:
+    """Bytes by which a fresh process grows while it does what a function of this module prepares."""
+    return peak_bytes(f"benchmarks.criss_cross:{name}", side, channels)
 
 
 def prepare_ours(side: int, channels: int) -> Step:
