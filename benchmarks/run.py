@@ -8,7 +8,7 @@ peer/ours for times and bytes, ours/peer for rates. What this machine cannot run
 
 from __future__ import annotations
 
-from benchmarks import codec, confusion, deciles, ray_pssl_loop, smoothgrad
+from benchmarks import codec, confusion, deciles, position_attention, ray_pssl_loop, smoothgrad
 from benchmarks.measure import Benchmark, command
 
 SUITE: tuple[Benchmark, ...] = (
@@ -16,6 +16,7 @@ SUITE: tuple[Benchmark, ...] = (
     codec.entries,
     confusion.entries,
     smoothgrad.entries,
+    position_attention.entries,
     ray_pssl_loop.entries,
 )
 

@@ -34,6 +34,7 @@ class ModelSpec(Spec, abc.ABC):
 
 # The one table of built-in architectures: name -> where its settings live.
 ARCHITECTURES: dict[str, str] = {
+    "danet": "seg_models.architectures.danet:DANetSpec",
     "pspnet": "seg_models.architectures.pspnet:PSPNetSpec",
 }
 

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from seg_models.models import change_spec
-from seg_models.recipes import pspnet
+from seg_models.recipes import danet, pspnet
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe, ScheduleSpec
 from seg_models.spec import ModelSpec, did_you_mean, import_object, merge, resolve_model_spec
 
-RECIPES: dict[str, Callable[[], Recipe]] = {function.__name__: function for function in pspnet.RECIPES}
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    function.__name__: function for module in (danet, pspnet) for function in module.RECIPES
+}
 
 
 def list_recipes() -> list[str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from seg_models import describe_model, load_model, save_model
+from seg_models.architectures.danet import DANetSpec
 from seg_models.architectures.pspnet import PSPNetSpec
 from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.export import FullSizeScores
@@ -21,6 +22,19 @@ from seg_models.spec import ARCHITECTURES, ModelSpec, preset, resolve_model_spec
 K, VOID = 4, 255
 
 SMALL: dict[str, ModelSpec] = {
+    "danet_resnet10t_narrow": DANetSpec(
+        backbone=BackboneSpec(
+            name="resnet10t", output_stride=8, model_kwargs={"channels": (16, 32, 64, 128), "stem_width": 16}
+        ),
+        channels=32,
+        aux_channels=16,
+    ),
+    "danet_mobilenetv2_035_like": DANetSpec(
+        backbone=BackboneSpec(name="mobilenetv2_035", output_stride=16),
+        channels=16,
+        aux_channels=None,
+        like_channels=True,
+    ),
     "pspnet_resnet10t_narrow": preset("pspnet_resnet10t_narrow"),
     "pspnet_mobilenetv2_035": PSPNetSpec(
         backbone=BackboneSpec(name="mobilenetv2_035", output_stride=16),
@@ -40,8 +54,17 @@ SMALL: dict[str, ModelSpec] = {
 }
 every_architecture = pytest.mark.parametrize("spec", SMALL.values(), ids=SMALL.keys())
 
-# name, classes -> parameters used in prediction and in auxiliary heads (specs: PSSL section 9).
+# name, classes -> parameters used in prediction and in auxiliary heads (specs: PSSL section 9, DANet section 10).
 COUNTS = [
+    ("danet_resnet50", 19, 47_481_883, 2_364_691),
+    ("danet_resnet50", 21, 47_484_961, 2_365_205),
+    ("danet_resnet50", 59, 47_543_443, 2_374_971),
+    ("danet_resnet50", 150, 47_683_492, 2_398_358),
+    ("danet_resnet101", 19, 66_474_011, 2_364_691),
+    ("danet_resnet101", 150, 66_675_620, 2_398_358),
+    ("danet_resnet50_official", 19, 47_462_651, 0),
+    ("danet_resnet50_official", 171, 47_696_579, 0),
+    ("danet_resnet101_official", 19, 66_454_779, 0),
     ("pspnet_resnet50", 1001, 47_114_569, 2_617_065),
     ("pspnet_resnet50", 19, 46_610_803, 2_364_691),
     ("pspnet_resnet50", 21, 46_611_829, 2_365_205),
@@ -51,8 +74,28 @@ COUNTS = [
     ("pspnet_resnet50_paddleseg", 150, 65_633_270, 2_398_614),
 ]
 
-# name, classes, input -> 10^9 multiply-adds of the main path (specs: PSSL section 9).
+# name, classes, input -> 10^9 multiply-adds of the main path (specs: PSSL section 9, DANet section 5.2).
 GMACS = [
+    ("danet_resnet50_official", 19, (512, 512), 209.50),
+    ("danet_resnet50_official", 19, (512, 1024), 438.33),
+    ("danet_resnet50_official", 19, (768, 768), 498.55),
+    ("danet_resnet50_official", 19, (769, 769), 509.92),
+    ("danet_resnet50_official", 19, (1024, 1024), 953.96),
+    ("danet_resnet50", 19, (512, 512), 210.75),
+    ("danet_resnet50", 19, (512, 1024), 440.83),
+    ("danet_resnet50", 19, (768, 768), 501.37),
+    ("danet_resnet50", 19, (769, 769), 512.75),
+    ("danet_resnet50", 19, (1024, 1024), 958.97),
+    ("danet_resnet101_official", 19, (512, 512), 287.08),
+    ("danet_resnet101_official", 19, (512, 1024), 593.48),
+    ("danet_resnet101_official", 19, (768, 768), 673.10),
+    ("danet_resnet101_official", 19, (769, 769), 688.13),
+    ("danet_resnet101_official", 19, (1024, 1024), 1264.27),
+    ("danet_resnet101", 19, (512, 512), 288.33),
+    ("danet_resnet101", 19, (512, 1024), 595.99),
+    ("danet_resnet101", 19, (768, 768), 675.92),
+    ("danet_resnet101", 19, (769, 769), 690.96),
+    ("danet_resnet101", 19, (1024, 1024), 1269.28),
     ("pspnet_resnet50", 1001, (256, 256), 45.1),
     ("pspnet_resnet50", 19, (512, 1024), 356.6),
     ("pspnet_resnet50", 21, (512, 512), 178.3),
@@ -108,6 +151,9 @@ def test_gradients_reach_every_parameter(spec: ModelSpec) -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)  # residual branches begin switched off
+    for name, value in model.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.ones_(value)  # so do attentions
     torch.autograd.backward(total_loss(model, model(make_images(2, 64, 64)), make_labels(2, 64, 64)))
     without = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
     allowed = [name for name in without if name.endswith(".conv.bias")]  # a batch norm behind takes its effect away

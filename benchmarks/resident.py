@@ -1,0 +1,43 @@
+"""Resident memory that work takes, measured in a process of its own.
+
+    python -m benchmarks.resident benchmarks.position_attention:prepare_ours 97
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.processes import PROC
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def peak_bytes(prepare: str, *arguments: int) -> float:
+    """Bytes by which a fresh process with one torch thread grows at most while it works.
+
+    Args:
+        prepare: `module:function`; called with the arguments it makes the inputs and returns the work to do.
+    """
+    command = [sys.executable, "-m", "benchmarks.resident", prepare, *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    return float(done.stdout.split()[-1])
+
+
+def _growth(work: Callable[[], object]) -> int:
+    before = int((PROC / "self" / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    module, _, name = sys.argv[1].partition(":")
+    print(_growth(getattr(importlib.import_module(module), name)(*map(int, sys.argv[2:]))))
