@@ -1,6 +1,6 @@
 """Resident memory that work takes, measured in a process of its own.
 
-    python -m benchmarks.resident benchmarks.position_attention:prepare_ours 97
+python -m benchmarks.resident benchmarks.position_attention:prepare_ours 97
 """
 
 from __future__ import annotations

@@ -207,7 +207,8 @@ class DANet(SegModel):
     def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
         """`ce` of the sum and, in training, `position_ce`, `channel_ce` and `aux_ce`, all unweighted."""
         scores = {"ce": output.logits, **{f"{name}_ce": logits for name, logits in output.extras.items()}}
-        scores.update({"aux_ce": logits for logits in output.aux})
+        if output.aux:
+            scores["aux_ce"] = output.aux[0]
         return {
             name: upsampled_cross_entropy(logits, target.labels, void=target.void, class_weights=target.class_weights)
             for name, logits in scores.items()

@@ -62,7 +62,7 @@ def position_attention(queries: Tensor, keys: Tensor, values: Tensor, *, max_ele
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """A context in which tensors keep their types; an empty one where nothing would change them."""
     kind = device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if torch.amp.autocast_mode.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return nullcontext()
 
@@ -83,7 +83,7 @@ class _PositionAttention(torch.autograd.Function):
         return attended
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_attended: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         block = _block_length(saved[0].shape[2], device=grad_attended.device, max_elements=ctx.max_elements)

@@ -21,9 +21,7 @@ def make_tokens(
 ) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(n + 10 * q + 100 * p)
     shapes = ((n, d, q), (n, d, p), (n, c, p))
-    queries, keys, values = (
-        torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes
-    )
+    queries, keys, values = (torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes)
     return queries, keys, values
 
 
@@ -85,9 +83,9 @@ def test_its_gradient_is_that_of_finite_differences() -> None:
 
 def test_it_equals_torchs_attention_with_scale_one() -> None:
     queries, keys, values = make_tokens(n=2, d=8, c=8, q=30, p=30, dtype=torch.float32)
-    rows = (tensor.transpose(1, 2).contiguous() for tensor in (queries, keys, values))
+    q, k, v = (tensor.transpose(1, 2).contiguous() for tensor in (queries, keys, values))
     with torch.no_grad():
-        expected = functional.scaled_dot_product_attention(*rows, scale=1.0).transpose(1, 2)
+        expected = functional.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2)
         torch.testing.assert_close(position_attention(queries, keys, values, max_elements=70), expected)
 
 
@@ -168,7 +166,9 @@ def test_weights_of_all_pairs_are_never_held_neither_forward_nor_backward() -> N
 def test_shapes_that_do_not_belong_together_are_refused() -> None:
     queries, keys, values = make_tokens(q=4, p=5)
     for wrong in ((queries, keys[:, 1:], values), (queries, keys, values[..., 1:]), (queries[0], keys[0], values[0])):
-        with pytest.raises(ValueError, match=r"queries must be \(N, D, q\), keys \(N, D, p\) and values \(N, C, p\), f"):
+        with pytest.raises(
+            ValueError, match=r"queries must be \(N, D, q\), keys \(N, D, p\) and values \(N, C, p\), f"
+        ):
             position_attention(*wrong)
 
 

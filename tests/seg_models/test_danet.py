@@ -19,9 +19,7 @@ from seg_models.recipes import resolve_recipe
 from seg_models.spec import preset
 
 VOID = 255
-NARROW = BackboneSpec(
-    name="resnet10t", output_stride=8, model_kwargs={"channels": (16, 32, 64, 128), "stem_width": 16}
-)
+NARROW = BackboneSpec(name="resnet10t", output_stride=8, model_kwargs={"channels": (16, 32, 64, 128), "stem_width": 16})
 
 
 def build(**changes: object) -> DANet:
@@ -202,6 +200,9 @@ def test_stages_are_dilated_as_the_sheet_says() -> None:
 
 def test_a_multi_grid_is_repeated_and_keeps_sizes_and_weights() -> None:
     plain = BackboneSpec(name="resnet26", output_stride=16).build().eval()
+    for norm in plain.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.ones_(norm.weight)  # residual branches begin switched off
     gridded = BackboneSpec(name="resnet26", output_stride=16).build().eval()
     gridded.load_state_dict(plain.state_dict())
     set_multi_grid(gridded, (3,))
@@ -218,6 +219,7 @@ def test_a_dilation_of_the_multi_grid_reaches_as_far_as_it_says() -> None:
     backbone = BackboneSpec(name="resnet26", output_stride=8).build()
     set_multi_grid(backbone, (5, 1))
     conv = backbone.network.get_submodule("layer4.0.conv2")
+    assert isinstance(conv, nn.Conv2d)
     features = torch.zeros(1, conv.in_channels, 1, 13)
     features[..., 6] = 1
     with torch.no_grad():

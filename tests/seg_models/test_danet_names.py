@@ -55,9 +55,7 @@ def test_every_published_tensor_has_its_place_and_no_place_is_empty(
 
 
 @every_layout
-def test_the_way_back_gives_the_published_tensors(
-    name: str, file: str, to_ours: Map, to_theirs: Map
-) -> None:
+def test_the_way_back_gives_the_published_tensors(name: str, file: str, to_ours: Map, to_theirs: Map) -> None:
     tensors = published(file)
     returned = to_theirs(to_ours(tensors))
     assert set(returned) == set(tensors)
