@@ -106,9 +106,11 @@ def _attend_image(queries: Tensor, keys: Tensor, values: Tensor, *, block: int) 
     wide = energy_type(queries)
     keys = keys.to(wide)
     attended, log_sums = [], []
+    energy_room, weight_room = (_room(block, queries.shape[1], keys) for _ in range(2))
     for some in strips(queries.shape[1], rows=block):
-        energies = queries[:, some].to(wide).t() @ keys  # (r, p)
-        weights = energies.softmax(dim=1)
+        near = queries[:, some].to(wide).t()
+        energies = torch.mm(near, keys, out=_part(energy_room, near))  # (r, p)
+        weights = torch.softmax(energies, dim=1, out=_part(weight_room, near))
         attended.append(values @ weights.to(values.dtype).t())
         # The largest weight is exp(largest energy - log-sum-exp), and at least 1/p: its logarithm is safe.
         log_sums.append(energies.amax(dim=1) - weights.amax(dim=1).log())
@@ -134,14 +136,29 @@ def _image_gradients(
     mean_slopes = (grad.to(wide) * attended.to(wide)).sum(dim=0)
     grad_queries = torch.zeros_like(wide_queries)
     grad_keys, grad_values = torch.empty_like(keys), torch.empty_like(values)
+    weight_room, slope_room = (_room(block, keys.shape[1], others) for others in (wide_queries, grad))
     for some in strips(keys.shape[1], rows=block):
-        near = wide_keys[:, some]
-        weights = (near.t() @ wide_queries).sub_(log_sums).exp_()
+        near = wide_keys[:, some].t()
+        weights = torch.mm(near, wide_queries, out=_part(weight_room, near)).sub_(log_sums).exp_()
         grad_values[:, some] = grad @ weights.to(grad.dtype).t()
-        slopes = (values[:, some].t() @ grad).to(wide).sub_(mean_slopes).mul_(weights)
+        slopes = torch.mm(values[:, some].t(), grad, out=_part(slope_room, near))
+        slopes = slopes.to(wide).sub_(mean_slopes).mul_(weights)
         grad_keys[:, some] = wide_queries @ slopes.t()
-        grad_queries.addmm_(near, slopes)
+        grad_queries.addmm_(near.t(), slopes)
     return grad_queries.to(queries.dtype), grad_keys, grad_values
+
+
+def _room(block: int, num: int, others: Tensor) -> Tensor | None:
+    """Memory for what every block makes anew against all of `others`: fresh pages would cost a fifth of the time.
+
+    None, for results of their own, in an exported program.
+    """
+    return None if torch.compiler.is_exporting() else others.new_empty(min(block, num), others.shape[1])
+
+
+def _part(room: Tensor | None, near: Tensor) -> Tensor | None:
+    """As many rows of the room as `near` has."""
+    return None if room is None else room[: near.shape[0]]
 
 
 def _block_length(others: int, *, device: torch.device, max_elements: int | None) -> int:
