@@ -37,6 +37,7 @@ ARCHITECTURES: dict[str, str] = {
     "average_scales": "seg_models.architectures.scale_baselines:AverageScalesSpec",
     "ccnet": "seg_models.architectures.ccnet:CCNetSpec",
     "cft": "seg_models.architectures.cft:CFTSpec",
+    "danet": "seg_models.architectures.danet:DANetSpec",
     "deeplabv3": "seg_models.architectures.deeplabv3:DeepLabV3Spec",
     "deeplabv3plus": "seg_models.architectures.deeplabv3plus:DeepLabV3PlusSpec",
     "explicit_scales": "seg_models.architectures.scale_baselines:ExplicitScalesSpec",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from seg_models import describe_model, load_model, save_model
 from seg_models.architectures.ccnet import CCNetSpec, ConsistencySpec, OhemSpec
 from seg_models.architectures.cft import SWIN, CFTSpec
+from seg_models.architectures.danet import DANetSpec
 from seg_models.architectures.deeplabv3 import DeepLabV3Spec
 from seg_models.architectures.deeplabv3plus import DeepLabV3PlusSpec
 from seg_models.architectures.fastfcn import BilinearSpec, FastFCNSpec, JPUSpec, JPUXSpec
@@ -88,6 +89,19 @@ SMALL: dict[str, ModelSpec] = {
         context="non_local",
         recurrence=1,
         aux_channels=None,
+    ),
+    "danet_resnet10t_narrow": DANetSpec(
+        backbone=BackboneSpec(
+            name="resnet10t", output_stride=8, model_kwargs={"channels": (16, 32, 64, 128), "stem_width": 16}
+        ),
+        channels=32,
+        aux_channels=16,
+    ),
+    "danet_mobilenetv2_035_like": DANetSpec(
+        backbone=BackboneSpec(name="mobilenetv2_035", output_stride=16),
+        channels=16,
+        aux_channels=None,
+        like_channels=True,
     ),
     "pspnet_resnet10t_narrow": preset("pspnet_resnet10t_narrow"),
     "pspnet_mobilenetv2_035": PSPNetSpec(
@@ -175,7 +189,7 @@ SMALL: dict[str, ModelSpec] = {
 }
 every_architecture = pytest.mark.parametrize("spec", SMALL.values(), ids=SMALL.keys())
 
-# name, classes -> parameters used in prediction and in auxiliary heads (specs: PSSL section 9).
+# name, classes -> parameters used in prediction and in auxiliary heads (specs: PSSL section 9, DANet section 10).
 COUNTS = [
     *(("cft_resnet50", k, 23_527_264 + head, 0) for k, head in ((19, 7_641_107), (59, 7_682_107), (150, 7_775_382))),
     *(("cft_resnet101", k, 42_519_392 + head, 0) for k, head in ((19, 7_641_107), (59, 7_682_107), (150, 7_775_382))),
@@ -197,6 +211,15 @@ COUNTS = [
     ("ccnet_resnet101", 19, 66_453_492, 2_364_691),
     ("ccnet_resnet50", 150, 47_528_567, 2_398_358),
     ("ccnet_resnet101", 150, 66_520_695, 2_398_358),
+    ("danet_resnet50", 19, 47_481_883, 2_364_691),
+    ("danet_resnet50", 21, 47_484_961, 2_365_205),
+    ("danet_resnet50", 59, 47_543_443, 2_374_971),
+    ("danet_resnet50", 150, 47_683_492, 2_398_358),
+    ("danet_resnet101", 19, 66_474_011, 2_364_691),
+    ("danet_resnet101", 150, 66_675_620, 2_398_358),
+    ("danet_resnet50_official", 19, 47_462_651, 0),
+    ("danet_resnet50_official", 171, 47_696_579, 0),
+    ("danet_resnet101_official", 19, 66_454_779, 0),
     ("pspnet_resnet50", 1001, 47_114_569, 2_617_065),
     ("pspnet_resnet50", 19, 46_610_803, 2_364_691),
     ("pspnet_resnet50", 21, 46_611_829, 2_365_205),
@@ -246,7 +269,7 @@ COUNTS = [
     ("gated_scnn_wideresnet38", 19, 137_278_190 - 65, 0),  # without the convolution that nothing uses
 ]
 
-# name, classes, input -> 10^9 multiply-adds of the main path (specs: PSSL section 9).
+# name, classes, input -> 10^9 multiply-adds of the main path (specs: PSSL section 9, DANet section 5.2).
 GMACS = [
     ("cft_resnet50", 150, (512, 512), 93.23),
     ("cft_resnet101", 150, (512, 512), 112.62),
@@ -269,6 +292,26 @@ GMACS = [
     ("ccnet_resnet101", 19, (512, 1024), 557.5),
     ("ccnet_resnet50", 150, (512, 512), 201.2),
     ("ccnet_resnet101", 150, (512, 512), 278.7),
+    ("danet_resnet50_official", 19, (512, 512), 209.50),
+    ("danet_resnet50_official", 19, (512, 1024), 438.33),
+    ("danet_resnet50_official", 19, (768, 768), 498.55),
+    ("danet_resnet50_official", 19, (769, 769), 509.92),
+    ("danet_resnet50_official", 19, (1024, 1024), 953.96),
+    ("danet_resnet50", 19, (512, 512), 210.75),
+    ("danet_resnet50", 19, (512, 1024), 440.83),
+    ("danet_resnet50", 19, (768, 768), 501.37),
+    ("danet_resnet50", 19, (769, 769), 512.75),
+    ("danet_resnet50", 19, (1024, 1024), 958.97),
+    ("danet_resnet101_official", 19, (512, 512), 287.08),
+    ("danet_resnet101_official", 19, (512, 1024), 593.48),
+    ("danet_resnet101_official", 19, (768, 768), 673.10),
+    ("danet_resnet101_official", 19, (769, 769), 688.13),
+    ("danet_resnet101_official", 19, (1024, 1024), 1264.27),
+    ("danet_resnet101", 19, (512, 512), 288.33),
+    ("danet_resnet101", 19, (512, 1024), 595.99),
+    ("danet_resnet101", 19, (768, 768), 675.92),
+    ("danet_resnet101", 19, (769, 769), 690.96),
+    ("danet_resnet101", 19, (1024, 1024), 1269.28),
     ("pspnet_resnet50", 1001, (256, 256), 45.1),
     ("pspnet_resnet50", 19, (512, 1024), 356.6),
     ("pspnet_resnet50", 21, (512, 512), 178.3),
