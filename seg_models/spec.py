@@ -34,8 +34,8 @@ class ModelSpec(Spec, abc.ABC):
 
 # The one table of built-in architectures: name -> where its settings live.
 ARCHITECTURES: dict[str, str] = {
-    "average_scales": "seg_models.architectures.scale_baselines:AverageScalesSpec",
-    "explicit_scales": "seg_models.architectures.scale_baselines:ExplicitScalesSpec",
+    "hmsa_average": "seg_models.architectures.scale_baselines:AverageScalesSpec",
+    "hmsa_explicit": "seg_models.architectures.scale_baselines:ExplicitScalesSpec",
     "hmsa": "seg_models.architectures.hmsa:HMSASpec",
     "hrnet_ocr": "seg_models.architectures.hrnet_ocr:HRNetOCRSpec",
     "pspnet": "seg_models.architectures.pspnet:PSPNetSpec",
