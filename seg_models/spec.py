@@ -45,6 +45,8 @@ ARCHITECTURES: dict[str, str] = {
     "fcn": "seg_models.architectures.fcn:FCNSpec",
     "gated_scnn": "seg_models.architectures.gated_scnn:GatedSCNNSpec",
     "hmsa": "seg_models.architectures.hmsa:HMSASpec",
+    "hmsa_average": "seg_models.architectures.scale_baselines:AverageScalesSpec",
+    "hmsa_explicit": "seg_models.architectures.scale_baselines:ExplicitScalesSpec",
     "hrnet_ocr": "seg_models.architectures.hrnet_ocr:HRNetOCRSpec",
     "pspnet": "seg_models.architectures.pspnet:PSPNetSpec",
     "segformer": "seg_models.architectures.segformer:SegFormerSpec",
