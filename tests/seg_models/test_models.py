@@ -20,7 +20,7 @@ TINY = "pspnet_resnet10t_narrow"
 def test_every_preset_is_named_after_its_architecture_and_listed_in_order() -> None:
     names = list_models()
     assert names == sorted(names)
-    family = {"average_scales": "hmsa", "explicit_scales": "hmsa", "hrnet_ocr": "hrnet"}  # as their sheet names them
+    family = {"hmsa_average": "hmsa", "hmsa_explicit": "hmsa", "hrnet_ocr": "hrnet"}  # as their sheet names them
     arch = {name: preset(name).arch for name in names}
     assert all(name.startswith(f"{family.get(arch[name], arch[name])}_") for name in names)
     assert all(name.startswith(preset(name).arch.partition("_")[0]) for name in names)  # hmsa_explicit: hmsa
