@@ -151,7 +151,7 @@ def _image_gradients(
 
 
 def _room(block: int, num: int, others: Tensor) -> Tensor | None:
-    """Memory for what every block makes anew against all of `others`: fresh pages would cost a fifth of the time.
+    """Memory for what every block makes anew against all of `others`, so that it takes no fresh pages.
 
     None, for results of their own, in an exported program.
     """
