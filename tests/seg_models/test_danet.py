@@ -270,7 +270,7 @@ def test_the_three_classifiers_and_both_branches_have_the_count_of_the_sheet(num
 
 
 def test_an_exported_program_of_many_blocks_gives_equal_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seg_models.parts.resample.CPU_STRIP_ELEMENTS", 2 * 25)  # two of 25 cells at a time
+    monkeypatch.setattr("seg_models.parts.attention.CPU_BLOCK_ELEMENTS", 2 * 25)  # two of 25 cells at a time
     network, images = FullSizeScores(build().eval()), make_images(1)
     exported = torch.export.export(network, (images,), strict=False)
     with torch.no_grad():
