@@ -37,8 +37,14 @@ NAMES = {
     deciles: {f"deciles_{peer}{ending}" for peer in ("torch", "numpy") for ending in ("", "_224", "_float64")},
     codec: {"label_codec_bytes", "label_codec_encode", "label_codec_decode"},
     confusion: {"confusion_numpy"},
-    criss_cross: {"cca_time", "cca_memory", "cca_nonlocal_time", "cca_nonlocal_memory"},
     position_attention: {"pam_time", "pam_memory"},
+    criss_cross: {
+        "cca_time",
+        "cca_memory",
+        "cca_nonlocal_time",
+        "cca_nonlocal_block_time",
+        "cca_nonlocal_memory",
+    },
     smoothgrad: {
         "smoothgrad_resnet50_fp32",
         "smoothgrad_efficientnet_b0_fp32",
