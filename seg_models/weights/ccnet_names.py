@@ -10,90 +10,95 @@ before every name, and none has a batch norm's step counter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from seg_models.weights.prefixes import inverse, rename
+from seg_models.weights.published import Layout
 
-OFFICIAL: dict[str, str] = {
-    "conv1.": "backbone.network.conv1.0.",
-    "bn1.": "backbone.network.conv1.1.",
-    "conv2.": "backbone.network.conv1.3.",
-    "bn2.": "backbone.network.conv1.4.",
-    "conv3.": "backbone.network.conv1.6.",
-    "bn3.": "backbone.network.bn1.",
-    "layer": "backbone.network.layer",
-    "head.conva.0.": "reduce.conv.",
-    "head.conva.1.": "reduce.norm.",
-    "head.cca.query_conv.": "attention.0.query.",
-    "head.cca.key_conv.": "attention.0.key.",
-    "head.cca.value_conv.": "attention.0.value.",
+_OFFICIAL: dict[str, str] = {
+    "conv1": "backbone.network.conv1.0",
+    "bn1": "backbone.network.conv1.1",
+    "conv2": "backbone.network.conv1.3",
+    "bn2": "backbone.network.conv1.4",
+    "conv3": "backbone.network.conv1.6",
+    "bn3": "backbone.network.bn1",
+    **{f"layer{number}": f"backbone.network.layer{number}" for number in range(1, 5)},
+    "head.conva.0": "reduce.conv",
+    "head.conva.1": "reduce.norm",
+    "head.cca.query_conv": "attention.0.query",
+    "head.cca.key_conv": "attention.0.key",
+    "head.cca.value_conv": "attention.0.value",
     "head.cca.gamma": "attention.0.gamma",
-    "head.convb.0.": "post.conv.",
-    "head.convb.1.": "post.norm.",
-    "head.bottleneck.0.": "head.conv.conv.",
-    "head.bottleneck.1.": "head.conv.norm.",
-    "head.bottleneck.3.": "head.classifier.",
-    "dsn.0.": "aux_head.conv.conv.",
-    "dsn.1.": "aux_head.conv.norm.",
-    "dsn.3.": "aux_head.classifier.",
+    "head.convb.0": "post.conv",
+    "head.convb.1": "post.norm",
+    "head.bottleneck.0": "head.conv.conv",
+    "head.bottleneck.1": "head.conv.norm",
+    "head.bottleneck.3": "head.classifier",
+    "dsn.0": "aux_head.conv.conv",
+    "dsn.1": "aux_head.conv.norm",
+    "dsn.3": "aux_head.classifier",
 }
 
-MMSEG: dict[str, str] = {
-    "backbone.": "backbone.network.",
-    "backbone.stem.0.": "backbone.network.conv1.0.",
-    "backbone.stem.1.": "backbone.network.conv1.1.",
-    "backbone.stem.3.": "backbone.network.conv1.3.",
-    "backbone.stem.4.": "backbone.network.conv1.4.",
-    "backbone.stem.6.": "backbone.network.conv1.6.",
-    "backbone.stem.7.": "backbone.network.bn1.",
-    "decode_head.convs.0.conv.": "reduce.conv.",
-    "decode_head.convs.0.bn.": "reduce.norm.",
-    "decode_head.cca.query_conv.": "attention.0.query.",
-    "decode_head.cca.key_conv.": "attention.0.key.",
-    "decode_head.cca.value_conv.": "attention.0.value.",
+_MMSEG: dict[str, str] = {
+    "backbone": "backbone.network",
+    "backbone.stem.0": "backbone.network.conv1.0",
+    "backbone.stem.1": "backbone.network.conv1.1",
+    "backbone.stem.3": "backbone.network.conv1.3",
+    "backbone.stem.4": "backbone.network.conv1.4",
+    "backbone.stem.6": "backbone.network.conv1.6",
+    "backbone.stem.7": "backbone.network.bn1",
+    "decode_head.convs.0.conv": "reduce.conv",
+    "decode_head.convs.0.bn": "reduce.norm",
+    "decode_head.cca.query_conv": "attention.0.query",
+    "decode_head.cca.key_conv": "attention.0.key",
+    "decode_head.cca.value_conv": "attention.0.value",
     "decode_head.cca.gamma.scale": "attention.0.gamma",
-    "decode_head.convs.1.conv.": "post.conv.",
-    "decode_head.convs.1.bn.": "post.norm.",
-    "decode_head.conv_cat.conv.": "head.conv.conv.",
-    "decode_head.conv_cat.bn.": "head.conv.norm.",
-    "decode_head.conv_seg.": "head.classifier.",
-    "auxiliary_head.convs.0.conv.": "aux_head.conv.conv.",
-    "auxiliary_head.convs.0.bn.": "aux_head.conv.norm.",
-    "auxiliary_head.conv_seg.": "aux_head.classifier.",
+    "decode_head.convs.1.conv": "post.conv",
+    "decode_head.convs.1.bn": "post.norm",
+    "decode_head.conv_cat.conv": "head.conv.conv",
+    "decode_head.conv_cat.bn": "head.conv.norm",
+    "decode_head.conv_seg": "head.classifier",
+    "auxiliary_head.convs.0.conv": "aux_head.conv.conv",
+    "auxiliary_head.convs.0.bn": "aux_head.conv.norm",
+    "auxiliary_head.conv_seg": "aux_head.classifier",
 }
 
-_FIRST = "conv1.weight"
+_FIRST = "backbone.network.conv1.0.weight"
 _EPSILON = 1e-5
 
 
-def from_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of an official checkpoint under our names; norms multiply by what in-place batch norm makes of them."""
-    plain = {name.removeprefix("module."): value for name, value in tensors.items()}
-    norms = {name.removesuffix("running_var") + "weight" for name in plain if name.endswith(".running_var")}
-    theirs = {name: value.abs() + _EPSILON if name in norms else value for name, value in plain.items()}
-    return rename(_turned(theirs), OFFICIAL)
-
-
-def to_official(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under official names, for norms that multiply by their weights as they are (not in place)."""
-    counted = rename(tensors, inverse(OFFICIAL))
-    return _turned({name: value for name, value in counted.items() if not name.endswith(".num_batches_tracked")})
-
-
-def from_mmseg(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of mmsegmentation under our names; its factor γ has no axis, ours has one."""
-    ours = rename(tensors, MMSEG)
-    return {name: value.reshape(1) if name.endswith(".gamma") else value for name, value in ours.items()}
-
-
-def to_mmseg(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under mmsegmentation's names."""
-    theirs = rename(tensors, inverse(MMSEG))
-    return {name: value.reshape(()) if name.endswith(".gamma.scale") else value for name, value in theirs.items()}
-
-
-def _turned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _turned(name: str, value: Tensor) -> Tensor:
     """BGR to RGB, or back, where the images come in."""
-    return {name: value.flip(1) if name == _FIRST else value for name, value in tensors.items()}
+    return value.flip(1) if name == _FIRST and value.ndim == 4 else value
+
+
+def _from_in_place(name: str, value: Tensor) -> Tensor:
+    """RGB, and norms that multiply by what in-place batch norm makes of their weights: the only ones with one axis."""
+    is_norm = value.ndim == 1 and name.endswith(".weight")
+    return value.abs() + _EPSILON if is_norm else _turned(name, value)
+
+
+def with_axis(name: str, value: Tensor) -> Tensor:
+    """mmsegmentation's factors γ have no axis, ours have one."""
+    return value.reshape(1) if name.endswith(".gamma") and value.ndim == 0 else value
+
+
+def without_axis(name: str, value: Tensor) -> Tensor:
+    """The way back of `with_axis`."""
+    return value.reshape(()) if name.endswith(".gamma") and value.shape == (1,) else value
+
+
+OFFICIAL = Layout(
+    "the authors' CCNet",
+    _OFFICIAL,
+    presets=tuple(f"ccnet_resnet101_official{rounds}" for rounds in ("", "_r1", "_r3")),
+    adapt=_from_in_place,
+    restore=_turned,  # for norms that multiply by their weights as they are, not in place
+    counters=False,
+)
+MMSEG = Layout(
+    "mmsegmentation's CCNet",
+    _MMSEG,
+    presets=("ccnet_resnet50", "ccnet_resnet101"),
+    adapt=with_axis,
+    restore=without_axis,
+)

@@ -8,85 +8,71 @@ SemFPN: the `fpn_r50` and `fpn_r101` files, for presets `semfpn_resnet50` and `s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from seg_models.weights.prefixes import inverse, rename
+from seg_models.weights.published import Layout
 
-BACKBONE: dict[str, str] = {
-    "backbone.": "backbone.network.",
-    "backbone.stem.0.": "backbone.network.conv1.0.",
-    "backbone.stem.1.": "backbone.network.conv1.1.",
-    "backbone.stem.3.": "backbone.network.conv1.3.",
-    "backbone.stem.4.": "backbone.network.conv1.4.",
-    "backbone.stem.6.": "backbone.network.conv1.6.",
-    "backbone.stem.7.": "backbone.network.bn1.",
+_BACKBONE: dict[str, str] = {
+    "backbone": "backbone.network",
+    "backbone.stem.0": "backbone.network.conv1.0",
+    "backbone.stem.1": "backbone.network.conv1.1",
+    "backbone.stem.3": "backbone.network.conv1.3",
+    "backbone.stem.4": "backbone.network.conv1.4",
+    "backbone.stem.6": "backbone.network.conv1.6",
+    "backbone.stem.7": "backbone.network.bn1",
 }
 _BLOCK: dict[str, str] = {
-    "norm_low.": "norm_low.",
-    "norm_high.": "norm_high.",
-    "cross_attn.q.depthwise_conv.conv.": "attention.depthwise.",
-    "cross_attn.q.pointwise_conv.conv.": "attention.pointwise.",
-    "cross_attn.kv.learner.0.": "tokens.mask_features.",
-    "cross_attn.kv.learner.1.": "tokens.masks.",
-    "cross_attn.kv.conv.": "tokens.features.",
-    "cross_attn.kv.embed.": "attention.kv.",
-    "cross_attn.proj.": "attention.proj.",
-    "norm_mlp.": "ffn.norm.",
-    "mlp.0.": "ffn.expand.",
-    "mlp.1.": "ffn.depthwise.",
-    "mlp.4.": "ffn.project.",
+    "norm_low": "norm_low",
+    "norm_high": "norm_high",
+    "cross_attn.q.depthwise_conv.conv": "attention.depthwise",
+    "cross_attn.q.pointwise_conv.conv": "attention.pointwise",
+    "cross_attn.kv.learner.0": "tokens.mask_features",
+    "cross_attn.kv.learner.1": "tokens.masks",
+    "cross_attn.kv.conv": "tokens.features",
+    "cross_attn.kv.embed": "attention.kv",
+    "cross_attn.proj": "attention.proj",
+    "norm_mlp": "ffn.norm",
+    "mlp.0": "ffn.expand",
+    "mlp.1": "ffn.depthwise",
+    "mlp.4": "ffn.project",
 }
-CFT: dict[str, str] = {
-    **BACKBONE,
-    "decode_head.lateral_convs.": "laterals.",
-    "decode_head.fpn_convs.": "level_convs.",
+_CFT: dict[str, str] = {
+    **_BACKBONE,
+    "decode_head.lateral_convs": "laterals",
+    "decode_head.fpn_convs": "level_convs",
     **{f"decode_head.cfts.{i}.{theirs}": f"blocks.{i}.{ours}" for i in range(3) for theirs, ours in _BLOCK.items()},
-    "decode_head.scale_heads.conv.": "fusion.conv.conv.",
-    "decode_head.scale_heads.bn.": "fusion.conv.norm.",
-    "decode_head.conv_seg.": "classifier.conv.",
+    "decode_head.scale_heads.conv": "fusion.conv.conv",
+    "decode_head.scale_heads.bn": "fusion.conv.norm",
+    "decode_head.conv_seg": "classifier.conv",
 }
-SEMFPN: dict[str, str] = {
-    **BACKBONE,
-    **{f"neck.lateral_convs.{i}.conv.": f"pyramid.laterals.{i}." for i in range(4)},
-    **{f"neck.fpn_convs.{i}.conv.": f"pyramid.convs.{i}." for i in range(4)},
+_SEMFPN: dict[str, str] = {
+    **_BACKBONE,
+    **{f"neck.lateral_convs.{i}.conv": f"pyramid.laterals.{i}" for i in range(4)},
+    **{f"neck.fpn_convs.{i}.conv": f"pyramid.convs.{i}" for i in range(4)},
     **{  # between two convolutions stands an upsampling
-        f"decode_head.scale_heads.{i}.{2 * step}.{theirs}.": f"head.heads.{i}.{step}.{ours}."
+        f"decode_head.scale_heads.{i}.{2 * step}.{theirs}": f"head.heads.{i}.{step}.{ours}"
         for i in range(4)
         for step in range(max(1, i))
         for theirs, ours in (("conv", "conv"), ("bn", "norm"))
     },
-    "decode_head.conv_seg.": "classifier.conv.",
+    "decode_head.conv_seg": "classifier.conv",
 }
 
 
-def cft_from_mmseg(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of CFT's code under our names, keys turned round."""
-    return _with_turned_keys(rename(tensors, CFT))
-
-
-def cft_to_mmseg(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under the names of CFT's code, keys turned round."""
-    return rename(_with_turned_keys(tensors), inverse(CFT))
-
-
-def semfpn_from_mmseg(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of mmsegmentation's SemFPN under our names."""
-    return rename(tensors, SEMFPN)
-
-
-def semfpn_to_mmseg(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under the names of mmsegmentation's SemFPN."""
-    return rename(tensors, inverse(SEMFPN))
-
-
-def _with_turned_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_turned_keys(name: str, value: Tensor) -> Tensor:
     """The first half of the rows of every `kv`, which makes the keys, with the other sign."""
-    return {name: _turned(value) if ".attention.kv." in name else value for name, value in tensors.items()}
-
-
-def _turned(value: Tensor) -> Tensor:
+    if ".attention.kv." not in name or value.ndim == 0:
+        return value
     sign = value.new_ones(len(value))
     sign[: len(value) // 2] = -1
     return value * sign.view(-1, *[1] * (value.ndim - 1))
+
+
+CFT = Layout(
+    "CFT's code",
+    _CFT,
+    presets=("cft_resnet50", "cft_resnet101"),
+    adapt=_with_turned_keys,
+    restore=_with_turned_keys,
+)
+SEMFPN = Layout("mmsegmentation's SemFPN", _SEMFPN, presets=("semfpn_resnet50", "semfpn_resnet101"))

@@ -6,7 +6,7 @@ with the tensors under `state_dict`; its licence is non-commercial.
 
 from __future__ import annotations
 
-from seg_models.weights.published import NameMap
+from seg_models.weights.published import Layout
 
 
 def _shape_stage(number: int, side: int) -> dict[str, str]:
@@ -53,4 +53,8 @@ _MODULES: dict[str, str] = {
     "final_seg.6": "decoder.classifier",
 }
 
-GSCNN = NameMap("GSCNN", {f"module.{theirs}": ours for theirs, ours in _MODULES.items()})
+GSCNN = Layout(
+    "GSCNN",
+    {f"module.{theirs}": ours for theirs, ours in _MODULES.items()},
+    presets=("gated_scnn_wideresnet38_official",),
+)

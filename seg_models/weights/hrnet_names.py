@@ -8,7 +8,7 @@ weights of HRNets need no map: they load by name (`backbone.weights`).
 
 from __future__ import annotations
 
-from seg_models.weights.published import NameMap
+from seg_models.weights.published import Layout
 
 TRUNK = tuple(
     ["conv1", "bn1", "conv2", "bn2", "layer1"]
@@ -59,18 +59,20 @@ _ATTENTION = {
 _INNER = {**_trunk("backbone."), **_official_head("ocr.")}
 _CONTEXT = "decode_head.1.object_context_block"
 
-NVIDIA_HMSA = NameMap(
+NVIDIA_HMSA = Layout(
     "NVIDIA's HMSA",
     {
         **{f"module.{theirs}": f"inner.{ours}" for theirs, ours in _INNER.items()},
         **{f"module.{theirs}": ours for theirs, ours in _ATTENTION.items()},
     },
+    presets=("hmsa_w48",),
 )
-HRNET_OCR = NameMap(
+HRNET_OCR = Layout(
     "HRNet-OCR",
     {f"model.{theirs}": ours for theirs, ours in {**_trunk(""), **_official_head("")}.items()},
+    presets=("hrnet_ocr_w48",),
 )
-MMSEG_OCRNET = NameMap(
+MMSEG_OCRNET = Layout(
     "mmsegmentation's OCRNet",
     {
         **_trunk("backbone."),
@@ -86,4 +88,5 @@ MMSEG_OCRNET = NameMap(
         **_blocks(f"{_CONTEXT}.bottleneck", "context.fuse"),
         "decode_head.1.conv_seg": "classifier",
     },
+    presets=("hrnet_ocr_w48",),
 )

@@ -5,7 +5,7 @@ They belong to `pspnet_resnet50` and `pspnet_resnet101`.
 
 from __future__ import annotations
 
-from seg_models.weights.published import NameMap
+from seg_models.weights.published import Layout
 
 _STEM = {
     "backbone.stem.0": "backbone.network.conv1.0",
@@ -30,4 +30,8 @@ _CONTEXT = {
     for theirs, ours in (("conv", "conv"), ("bn", "norm"))
 }
 
-MMSEG_PSPNET = NameMap("mmsegmentation's PSPNet", {**_STEM, **_STAGES, **_CONTEXT, **_HEADS})
+MMSEG_PSPNET = Layout(
+    "mmsegmentation's PSPNet",
+    {**_STEM, **_STAGES, **_CONTEXT, **_HEADS},
+    presets=("pspnet_resnet50", "pspnet_resnet101"),
+)
