@@ -8,7 +8,7 @@ peer/ours for times and bytes, ours/peer for rates. What this machine cannot run
 
 from __future__ import annotations
 
-from benchmarks import codec, confusion, criss_cross, deciles, fastfcn, ray_pssl_loop, smoothgrad
+from benchmarks import codec, confusion, criss_cross, deciles, fastfcn, position_attention, ray_pssl_loop, smoothgrad
 from benchmarks.measure import Benchmark, command
 
 SUITE: tuple[Benchmark, ...] = (
@@ -18,6 +18,7 @@ SUITE: tuple[Benchmark, ...] = (
     smoothgrad.entries,
     fastfcn.entries,
     criss_cross.entries,
+    position_attention.entries,
     ray_pssl_loop.entries,
 )
 

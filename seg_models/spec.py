@@ -34,16 +34,17 @@ class ModelSpec(Spec, abc.ABC):
 
 # The one table of built-in architectures: name -> where its settings live.
 ARCHITECTURES: dict[str, str] = {
-    "average_scales": "seg_models.architectures.scale_baselines:AverageScalesSpec",
     "ccnet": "seg_models.architectures.ccnet:CCNetSpec",
     "cft": "seg_models.architectures.cft:CFTSpec",
+    "danet": "seg_models.architectures.danet:DANetSpec",
     "deeplabv3": "seg_models.architectures.deeplabv3:DeepLabV3Spec",
     "deeplabv3plus": "seg_models.architectures.deeplabv3plus:DeepLabV3PlusSpec",
-    "explicit_scales": "seg_models.architectures.scale_baselines:ExplicitScalesSpec",
     "fastfcn": "seg_models.architectures.fastfcn:FastFCNSpec",
     "fcn": "seg_models.architectures.fcn:FCNSpec",
     "gated_scnn": "seg_models.architectures.gated_scnn:GatedSCNNSpec",
     "hmsa": "seg_models.architectures.hmsa:HMSASpec",
+    "hmsa_average": "seg_models.architectures.scale_baselines:AverageScalesSpec",
+    "hmsa_explicit": "seg_models.architectures.scale_baselines:ExplicitScalesSpec",
     "hrnet_ocr": "seg_models.architectures.hrnet_ocr:HRNetOCRSpec",
     "pspnet": "seg_models.architectures.pspnet:PSPNetSpec",
     "segformer": "seg_models.architectures.segformer:SegFormerSpec",

@@ -103,6 +103,8 @@ CASES = (
     Case("ccnet_mmseg", "ccnet_resnet50", 19, ("ccnet_mmseg_resnet50",)),
     Case("ccnet_official", "ccnet_resnet101_official", 19, ("ccnet_official_resnet101",)),
     Case("cft_mmseg", "cft_resnet50", 150, ("cft_mmseg_resnet50",)),
+    Case("danet_mmseg", "danet_resnet50", 19, ("danet_mmseg_resnet50",)),
+    Case("danet_official", "danet_resnet101_official", 19, ("danet_official_resnet101",)),
     *(_fastfcn("mmseg", head, 19, ending="_mmseg") for head in ("enc", "aspp", "psp")),
     *(_fastfcn("official", head, 59, "jpu") for head in ("enc", "aspp", "psp", "fcn")),
     _fastfcn("official", "enc", 59, "jpux", ending="_jpux"),

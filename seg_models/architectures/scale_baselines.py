@@ -42,7 +42,7 @@ from seg_models.spec import AnyModelSpec, ModelSpec
 class ExplicitScalesSpec(ModelSpec):
     """Settings of attention to scale."""
 
-    arch: Literal["explicit_scales"] = "explicit_scales"
+    arch: Literal["hmsa_explicit"] = "hmsa_explicit"
     inner: AnyModelSpec = HRNetOCRSpec()
     """The network that looks at every scale: any architecture."""
     looks_at: str | None = None
@@ -79,7 +79,7 @@ class ExplicitScalesSpec(ModelSpec):
 class AverageScalesSpec(ModelSpec):
     """Settings of a network whose scores of several scales are pooled in prediction."""
 
-    arch: Literal["average_scales"] = "average_scales"
+    arch: Literal["hmsa_average"] = "hmsa_average"
     inner: AnyModelSpec = HRNetOCRSpec()
     """The network that looks at every scale: any architecture."""
     scales: tuple[float, ...] = (0.5, 1.0, 2.0)

@@ -6,6 +6,7 @@ from seg_models.names import did_you_mean
 from seg_models.weights import (
     ccnet_names,
     cft_names,
+    danet_names,
     fastfcn_names,
     gscnn_names,
     hrnet_names,
@@ -18,6 +19,8 @@ LAYOUTS: dict[str, Layout] = {
     "ccnet_mmseg": ccnet_names.MMSEG,
     "ccnet_official": ccnet_names.OFFICIAL,
     "cft_mmseg": cft_names.CFT,
+    "danet_mmseg": danet_names.MMSEG,
+    "danet_official": danet_names.OFFICIAL,
     **{f"fastfcn_mmseg_{head}": layout for head, layout in fastfcn_names.MMSEG.items()},
     **{f"fastfcn_official_{head}": layout for head, layout in fastfcn_names.OFFICIAL.items()},
     "gated_scnn_official": gscnn_names.GSCNN,

@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import codec, confusion, criss_cross, deciles, fastfcn, gpu, ray_pssl_loop, run, smoothgrad
+from benchmarks import (
+    codec,
+    confusion,
+    criss_cross,
+    deciles,
+    fastfcn,
+    gpu,
+    position_attention,
+    ray_pssl_loop,
+    run,
+    smoothgrad,
+)
 from benchmarks.measure import Effort, Entries, Measured, Skipped, median_pair, write
 from benchmarks.networks import random_network
 from benchmarks.processes import family
@@ -26,7 +37,14 @@ NAMES = {
     deciles: {f"deciles_{peer}{ending}" for peer in ("torch", "numpy") for ending in ("", "_224", "_float64")},
     codec: {"label_codec_bytes", "label_codec_encode", "label_codec_decode"},
     confusion: {"confusion_numpy"},
-    criss_cross: {"cca_time", "cca_memory", "cca_nonlocal_time", "cca_nonlocal_memory"},
+    position_attention: {"pam_time", "pam_memory"},
+    criss_cross: {
+        "cca_time",
+        "cca_memory",
+        "cca_nonlocal_time",
+        "cca_nonlocal_block_time",
+        "cca_nonlocal_memory",
+    },
     smoothgrad: {
         "smoothgrad_resnet50_fp32",
         "smoothgrad_efficientnet_b0_fp32",

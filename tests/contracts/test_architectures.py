@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.sheet_figures import COUNTS, GMACS
 from seg_models import describe_model, load_model, save_model
 from seg_models.architectures.ccnet import CCNetSpec, ConsistencySpec, OhemSpec
 from seg_models.architectures.cft import SWIN, CFTSpec
+from seg_models.architectures.danet import DANetSpec
 from seg_models.architectures.deeplabv3 import DeepLabV3Spec
 from seg_models.architectures.deeplabv3plus import DeepLabV3PlusSpec
 from seg_models.architectures.fastfcn import BilinearSpec, FastFCNSpec, JPUSpec, JPUXSpec
@@ -88,6 +90,19 @@ SMALL: dict[str, ModelSpec] = {
         context="non_local",
         recurrence=1,
         aux_channels=None,
+    ),
+    "danet_resnet10t_narrow": DANetSpec(
+        backbone=BackboneSpec(
+            name="resnet10t", output_stride=8, model_kwargs={"channels": (16, 32, 64, 128), "stem_width": 16}
+        ),
+        channels=32,
+        aux_channels=16,
+    ),
+    "danet_mobilenetv2_035_like": DANetSpec(
+        backbone=BackboneSpec(name="mobilenetv2_035", output_stride=16),
+        channels=16,
+        aux_channels=None,
+        like_channels=True,
     ),
     "pspnet_resnet10t_narrow": preset("pspnet_resnet10t_narrow"),
     "pspnet_mobilenetv2_035": PSPNetSpec(
@@ -174,146 +189,6 @@ SMALL: dict[str, ModelSpec] = {
     ),
 }
 every_architecture = pytest.mark.parametrize("spec", SMALL.values(), ids=SMALL.keys())
-
-# name, classes -> parameters used in prediction and in auxiliary heads (specs: PSSL section 9).
-COUNTS = [
-    *(("cft_resnet50", k, 23_527_264 + head, 0) for k, head in ((19, 7_641_107), (59, 7_682_107), (150, 7_775_382))),
-    *(("cft_resnet101", k, 42_519_392 + head, 0) for k, head in ((19, 7_641_107), (59, 7_682_107), (150, 7_775_382))),
-    *(("cft_mit_b2", k, 24_196_288 + head, 0) for k, head in ((19, 6_920_211), (59, 6_961_211), (150, 7_054_486))),
-    ("cft_mit_b2_no_ffn", 150, 29_641_814, 0),
-    ("cft_mit_b2_naive", 150, 31_037_270, 0),
-    ("cft_mit_b2_naive_no_ffn", 150, 29_428_310, 0),
-    ("cft_mit_b2_pooled", 150, 31_037_270, 0),
-    ("cft_mit_b2_pooled_no_ffn", 150, 29_428_310, 0),
-    ("cft_mit_b2_sum", 150, 33_023_318, 0),
-    ("cft_mit_b2_sum128", 150, 30_495_574, 0),
-    ("cft_mit_b2_light", 150, 27_383_382, 0),
-    ("semfpn_mit_b2", 150, 24_196_288 + 4_266_646, 0),
-    ("semfpn_resnet50", 150, 28_514_806, 0),
-    ("semfpn_resnet101", 150, 47_506_934, 0),
-    ("segformer_mit_b2", 150, 27_461_974, 0),
-    ("ccnet_resnet101_official", 19, 66_558_036, 4_729_875),  # specs: CCNet section 6
-    ("ccnet_resnet50", 19, 47_461_364, 2_364_691),
-    ("ccnet_resnet101", 19, 66_453_492, 2_364_691),
-    ("ccnet_resnet50", 150, 47_528_567, 2_398_358),
-    ("ccnet_resnet101", 150, 66_520_695, 2_398_358),
-    ("pspnet_resnet50", 1001, 47_114_569, 2_617_065),
-    ("pspnet_resnet50", 19, 46_610_803, 2_364_691),
-    ("pspnet_resnet50", 21, 46_611_829, 2_365_205),
-    ("pspnet_resnet50", 150, 46_678_006, 2_398_358),
-    ("pspnet_resnet50_paddleseg", 1001, 66_505_545, 2_617_321),
-    ("pspnet_resnet50_paddleseg", 19, 65_498_995, 2_364_947),
-    ("pspnet_resnet50_paddleseg", 150, 65_633_270, 2_398_614),
-    # specs: HMSA section 7
-    ("hrnet_w48", 19, 65_859_379, 0),
-    ("hrnet_ocr_w48", 19, 70_372_678, 0),
-    ("hrnet_ocr_w48", 150, 70_534_332, 0),
-    ("hmsa_w48", 19, 72_143_430, 0),
-    ("hmsa_w48", 65, 72_200_194, 0),
-    # specs: FastFCN sections 5 and 10
-    ("fastfcn_resnet50_fcn", 59, 52_835_835, 2_374_971),
-    ("fastfcn_resnet50_psp", 59, 66_471_419, 2_374_971),
-    ("fastfcn_resnet50_aspp", 59, 59_507_963, 2_374_971),
-    ("fastfcn_resnet50_enc", 59, 45_019_798, 2_374_971),
-    ("fastfcn_resnet50_enc", 19, 44_978_758, 2_364_691),
-    ("fastfcn_resnet50_enc", 150, 45_113_164, 2_398_358),
-    ("fastfcn_resnet50_enc_jpux", 59, 45_003_414, 2_374_971),
-    ("fastfcn_resnet101_fcn", 59, 71_827_963, 2_374_971),
-    ("fastfcn_resnet101_psp", 59, 85_463_547, 2_374_971),
-    ("fastfcn_resnet101_aspp", 59, 78_500_091, 2_374_971),
-    ("fastfcn_resnet101_enc", 59, 64_011_926, 2_374_971),
-    ("fastfcn_resnet50_fcn_dilated", 59, 33_100_283, 2_374_971),
-    ("fastfcn_resnet50_psp_dilated", 59, 46_735_867, 2_374_971),
-    ("fastfcn_resnet50_aspp_dilated", 59, 39_772_411, 2_374_971),
-    ("fastfcn_resnet50_enc_dilated", 59, 33_672_854, 2_374_971),
-    ("fastfcn_resnet101_fcn_dilated", 59, 52_092_411, 2_374_971),
-    ("fastfcn_resnet101_psp_dilated", 59, 65_727_995, 2_374_971),
-    ("fastfcn_resnet101_aspp_dilated", 59, 58_764_539, 2_374_971),
-    ("fastfcn_resnet101_enc_dilated", 59, 52_664_982, 2_374_971),
-    ("fastfcn_resnet50_fcn_mmseg", 19, 52_710_771, 2_364_691),
-    ("fastfcn_resnet50_psp_mmseg", 19, 66_346_355, 2_364_691),
-    ("fastfcn_resnet50_aspp_mmseg", 19, 85_483_891, 2_364_691),
-    ("fastfcn_resnet50_enc_mmseg", 19, 53_262_822, 2_364_691),
-    ("fastfcn_resnet101_psp_mmseg", 19, 85_338_483, 2_364_691),
-    ("fastfcn_resnet101_aspp_mmseg", 19, 104_476_019, 2_364_691),
-    ("fastfcn_resnet101_enc_mmseg", 19, 72_254_950, 2_364_691),
-    # torchvision's num_params, its auxiliary head counted apart
-    ("fcn_resnet50", 21, 32_957_013, 2_365_205),
-    ("fcn_resnet101", 21, 51_949_141, 2_365_205),
-    ("deeplabv3_resnet50", 21, 39_638_869, 2_365_205),
-    ("deeplabv3_resnet101", 21, 58_630_997, 2_365_205),
-    ("gated_scnn_wideresnet38_official", 19, 137_278_190, 0),
-    ("gated_scnn_wideresnet38", 19, 137_278_190 - 65, 0),  # without the convolution that nothing uses
-]
-
-# name, classes, input -> 10^9 multiply-adds of the main path (specs: PSSL section 9).
-GMACS = [
-    ("cft_resnet50", 150, (512, 512), 93.23),
-    ("cft_resnet101", 150, (512, 512), 112.62),
-    ("cft_mit_b2", 150, (512, 512), 89.36),
-    ("cft_mit_b2_no_ffn", 150, (512, 512), 77.89),
-    ("cft_mit_b2_naive", 150, (512, 512), 124.41),
-    ("cft_mit_b2_naive_no_ffn", 150, (512, 512), 112.94),
-    ("cft_mit_b2_pooled", 150, (512, 512), 88.70),
-    ("cft_mit_b2_pooled_no_ffn", 150, (512, 512), 77.23),
-    ("cft_mit_b2_sum", 150, (512, 512), 68.98),
-    ("cft_mit_b2_sum128", 150, (512, 512), 58.17),
-    ("cft_mit_b2_light", 150, (512, 512), 42.32),
-    ("semfpn_mit_b2", 150, (512, 512), 41.68),
-    ("semfpn_resnet50", 150, (512, 512), 45.54),
-    ("semfpn_resnet101", 150, (512, 512), 64.94),
-    ("segformer_mit_b2", 150, (512, 512), 62.34),
-    ("ccnet_resnet101_official", 19, (769, 769), 653.4),  # specs: CCNet section 6
-    ("ccnet_resnet101_official", 19, (1024, 2048), 2310.0),
-    ("ccnet_resnet50", 19, (512, 1024), 402.4),
-    ("ccnet_resnet101", 19, (512, 1024), 557.5),
-    ("ccnet_resnet50", 150, (512, 512), 201.2),
-    ("ccnet_resnet101", 150, (512, 512), 278.7),
-    ("pspnet_resnet50", 1001, (256, 256), 45.1),
-    ("pspnet_resnet50", 19, (512, 1024), 356.6),
-    ("pspnet_resnet50", 21, (512, 512), 178.3),
-    ("pspnet_resnet50_paddleseg", 1001, (256, 256), 65.0),
-    ("pspnet_resnet50_paddleseg", 19, (512, 1024), 511.3),
-    # specs: HMSA section 7
-    ("hrnet_w48", 19, (1024, 2048), 747.5),
-    ("hrnet_ocr_w48", 19, (1024, 2048), 1297.9),
-    ("hrnet_ocr_w48", 19, (512, 1024), 324.5),
-    ("hrnet_ocr_w48", 150, (512, 512), 167.1),
-    # specs: FastFCN section 5
-    ("fastfcn_resnet50_fcn", 59, (512, 512), 97.23),
-    ("fastfcn_resnet50_psp", 59, (512, 512), 135.94),
-    ("fastfcn_resnet50_aspp", 59, (512, 512), 122.41),
-    ("fastfcn_resnet50_enc", 59, (512, 512), 64.08),
-    ("fastfcn_resnet50_enc_jpux", 59, (512, 512), 71.27),
-    ("fastfcn_resnet101_enc_jpux", 59, (512, 512), 90.67),
-    ("fastfcn_resnet101_fcn", 59, (512, 512), 116.63),
-    ("fastfcn_resnet101_psp", 59, (512, 512), 155.34),
-    ("fastfcn_resnet101_aspp", 59, (512, 512), 141.80),
-    ("fastfcn_resnet101_enc", 59, (512, 512), 83.48),
-    ("fastfcn_resnet50_fcn_dilated", 59, (512, 512), 145.53),
-    ("fastfcn_resnet50_psp_dilated", 59, (512, 512), 184.23),
-    ("fastfcn_resnet50_aspp_dilated", 59, (512, 512), 170.70),
-    ("fastfcn_resnet50_enc_dilated", 59, (512, 512), 146.74),
-    ("fastfcn_resnet101_fcn_dilated", 59, (512, 512), 223.11),
-    ("fastfcn_resnet101_psp_dilated", 59, (512, 512), 261.81),
-    ("fastfcn_resnet101_aspp_dilated", 59, (512, 512), 248.28),
-    ("fastfcn_resnet101_enc_dilated", 59, (512, 512), 224.31),
-    ("fastfcn_resnet50_fcn_mmseg", 19, (512, 1024), 182.65),
-    ("fastfcn_resnet50_psp_mmseg", 19, (512, 1024), 260.01),
-    ("fastfcn_resnet50_aspp_mmseg", 19, (512, 1024), 442.49),
-    ("fastfcn_resnet50_enc_mmseg", 19, (512, 1024), 185.06),
-    ("fastfcn_resnet101_psp_mmseg", 19, (512, 1024), 298.80),
-    ("fastfcn_resnet101_aspp_mmseg", 19, (512, 1024), 481.28),
-    ("fastfcn_resnet101_enc_mmseg", 19, (512, 1024), 223.85),
-    ("gated_scnn_wideresnet38", 19, (512, 512), 755.22),
-    ("gated_scnn_wideresnet38", 19, (512, 1024), 1510.43),
-    ("gated_scnn_wideresnet38", 19, (720, 720), 1493.47),
-    ("gated_scnn_wideresnet38", 19, (1024, 2048), 6041.72),
-    ("gated_scnn_resnet50", 19, (512, 1024), 419.3),
-    ("gated_scnn_resnet50_v1c", 19, (512, 1024), 421.8),
-    ("gated_scnn_resnet101", 19, (512, 1024), 574.5),
-    ("gated_scnn_resnet101_v1c", 19, (512, 1024), 577.0),
-]
 
 
 def build(spec: ModelSpec, *, num_classes: int = K, seed: int = 0) -> SegModel:

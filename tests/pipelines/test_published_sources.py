@@ -31,6 +31,7 @@ from pipelines.sources import (
 )
 from pipelines.tables import Dataset
 from tests.published_layouts import PUBLISHED, Published, picture, stripes, text
+from tests.real_teachers import CITYSCAPES
 from tests.source_files import WIDTH, put
 
 
@@ -148,6 +149,13 @@ def test_cityscapes_without_the_label_files_named_lists_the_kinds_that_are_there
     message = r"source.label_files = 'labelTrainIds': no \*_gtFine_labelTrainIds.png in .*color, instanceIds, labelIds"
     with pytest.raises(ValueError, match=message):
         CityscapesSource(root=str(tmp_path), label_files="labelTrainIds").list_samples()
+
+
+def test_cityscapes_knows_all_34_ids_and_names_its_classes_in_the_order_of_the_train_ids() -> None:
+    space = space_of(CityscapesSource(root="x"))
+    assert sorted((*space.raw_values, *(space.void_values or ()))) == list(range(34))
+    assert list(space.raw_values) == sorted(space.raw_values)
+    assert space.names == CITYSCAPES.names
 
 
 def test_coarse_cityscapes_has_the_extra_training_frames(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.outputs import SemanticTarget
 from seg_models.parts.mask_losses import mask_losses
 from seg_models.parts.tokens import CategoryTokens, GridTokens, WindowTokens
+from seg_models.recipes import resolve_recipe
 from seg_models.spec import preset
 
 TINY_MIT = BackboneSpec(
@@ -334,3 +335,15 @@ def test_heads_have_the_multiply_adds_of_the_sheet(name: str, side: int, gmac: f
         model.backbone(images)
     found = (whole.get_total_flops() - backbone.get_total_flops()) / 2e9
     assert found == pytest.approx(gmac, rel=0.005)
+
+
+def test_the_ade20k_recipe_holds_the_settings_of_the_sheet() -> None:
+    recipe = resolve_recipe("cft_resnet101_ade20k")
+    optimizer, schedule = recipe.optimizer, recipe.schedule
+    assert optimizer.kind == "adamw"
+    assert optimizer.lr * optimizer.backbone_lr_factor == pytest.approx(6e-5)
+    assert optimizer.lr == pytest.approx(10 * 6e-5)
+    assert optimizer.weight_decay == pytest.approx(500 * 2e-5)
+    assert optimizer.weight_decay * optimizer.backbone_decay_factor == pytest.approx(2e-5)
+    assert (schedule.kind, schedule.power, schedule.warmup_steps, schedule.warmup_factor) == ("poly", 1.0, 1500, 1e-6)
+    assert (recipe.steps, recipe.global_batch, recipe.augment.crop) == (160_000, 16, (512, 512))

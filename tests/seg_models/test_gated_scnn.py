@@ -224,7 +224,7 @@ def test_logits_have_the_stride_of_the_finer_features() -> None:
 
 def losses(model: GatedSCNN, output: SemanticOutput, wanted: SemanticTarget) -> dict[str, float]:
     torch.manual_seed(11)
-    return {name: float(value) for name, value in model.loss(output, wanted).items()}
+    return {name: float(value.detach()) for name, value in model.loss(output, wanted).items()}
 
 
 def test_losses_are_named_and_weighted() -> None:
@@ -364,3 +364,11 @@ def test_two_steps_of_a_published_recipe_in_a_reduced_form_lower_its_loss(name: 
 def test_a_preset_is_made_by_name() -> None:
     model = create_model("gated_scnn_resnet50", num_classes=3, backbone={"name": "resnet10t"}, context_channels=8)
     assert model.num_classes == 3
+
+
+def test_mixed_precision_gives_nearly_the_losses_of_full_precision() -> None:
+    model, images, wanted = build().train(), pictures(2, 32, 32), target()
+    plain = losses(model, model(images), wanted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = losses(model, model(images), wanted)
+    assert mixed == pytest.approx(plain, rel=0.1, abs=0.05)

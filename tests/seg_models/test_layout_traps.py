@@ -55,6 +55,15 @@ def test_a_cft_trained_with_negated_energy_gives_its_scores_in_the_plain_form() 
         torch.testing.assert_close(ours(images).logits, theirs(images).logits, rtol=1e-4, atol=1e-5)
 
 
+def test_danets_three_classifiers_are_not_mixed_up() -> None:
+    theirs = {f"head.conv{number}.1.bias": torch.tensor([float(number)]) for number in (6, 7, 8)}
+    assert {name: value.item() for name, value in LAYOUTS["danet_official"].to_ours(theirs).items()} == {
+        "position_classifier.conv.bias": 6,
+        "channel_classifier.conv.bias": 7,
+        "classifier.conv.bias": 8,
+    }
+
+
 def test_levels_of_the_authors_pyramid_enter_in_reverse() -> None:
     """Literal forms of both: the authors' order of levels with their kernels, ours with the mapped ones."""
     generator = torch.Generator().manual_seed(0)

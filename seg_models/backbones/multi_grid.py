@@ -1,0 +1,30 @@
+"""Dilations of one's own for the blocks of a ResNet's last stage (multi-grid)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from seg_models.backbones.timm_backbone import Backbone
+
+
+def set_multi_grid(backbone: Backbone, dilations: tuple[int, ...]) -> None:
+    """Give block b of the last stage the dilation `dilations[b mod len(dilations)]`; sizes and weights stay.
+
+    Every convolution of the block that sees more than one cell is dilated: in a bottleneck the middle one. DANet's and
+    PyTorch-Encoding's ResNets count dilations so, absolutely and not as factors of the stage's own.
+
+    Raises:
+        ValueError: the backbone is not a ResNet, or its last stage is not dilated.
+    """
+    stage = getattr(backbone.network, "layer4", None)
+    if not isinstance(stage, nn.Sequential):
+        raise ValueError(f"multi_grid {dilations} needs a backbone with stages layer1 to layer4: choose a ResNet")
+    if backbone.strides[-1] != backbone.strides[-2]:
+        raise ValueError(
+            f"multi_grid {dilations} needs a backbone whose last stage is dilated: set output_stride to 8 or 16, "
+            f"found {backbone.strides[-1]}"
+        )
+    for number, block in enumerate(stage):
+        for module in block.modules():
+            if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+                module.dilation = module.padding = 2 * (dilations[number % len(dilations)],)
