@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,7 +33,14 @@ def peak_bytes(prepare: str, *arguments: int) -> float:
 def _growth(work: Callable[[], object]) -> int:
     before = int((PROC / "self" / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     work()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return _peak() - before
+
+
+def _peak() -> int:
+    """Largest resident size of this process; getrusage would tell its parent's where that was larger."""
+    lines = (PROC / "self" / "status").read_text().splitlines()
+    (kilobytes,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(kilobytes) * 1024
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from benchmarks import (
 from benchmarks.measure import Effort, Entries, Measured, Skipped, median_pair, write
 from benchmarks.networks import random_network
 from benchmarks.processes import family
+from benchmarks.resident import peak_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -190,3 +192,13 @@ def test_our_own_tunnel_stands_in_for_captums() -> None:
     torch.manual_seed(0)
     ours = gpu.own_tunnel(network, image, samples=3)
     assert np.allclose(theirs.detach(), ours, rtol=1e-4, atol=1e-6)
+
+
+def test_memory_is_that_of_the_work_however_large_this_process_is() -> None:
+    held = np.ones(400_000_000, np.uint8)
+    grown = peak_bytes("tests.benchmarks.test_benchmarks:hold_megabytes", 100)
+    assert 90e6 < grown < 200e6 < held.nbytes
+
+
+def hold_megabytes(number: int) -> Callable[[], object]:
+    return lambda: np.ones(number * 1_000_000, np.uint8)
