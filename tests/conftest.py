@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED_DATA = Path(os.environ.get("SEGRAY_DATA", ROOT.parent / "shared" / "data"))
+SHARED_DATA = Path(os.environ.get("SEGRAY_DATA", ROOT.parent / "shared" / "data")).resolve()
 
 
 def pytest_configure(config: pytest.Config) -> None:
