@@ -31,9 +31,10 @@ def peak_bytes(prepare: str, *arguments: int) -> float:
 
 
 def _growth(work: Callable[[], object]) -> int:
-    before = int((PROC / "self" / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    page = os.sysconf("SC_PAGE_SIZE")
+    before = int((PROC / "self" / "statm").read_text().split()[1]) * page
     work()
-    return _peak() - before
+    return max(_peak() - before, page)  # less than a page cannot be told from nothing
 
 
 def _peak() -> int:

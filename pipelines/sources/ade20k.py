@@ -12,9 +12,9 @@ from typing import Literal
 from pydantic import Field
 
 from pipelines.labels import RGB, LabelSpace
-from pipelines.sources.base import LabelCodec, Listing, Source, visible_files
+from pipelines.sources.base import Listing, visible_files
 from pipelines.sources.pairs import SplitPart, open_labels
-from pipelines.sources.published import KEY, open_root, pair_published, require_below
+from pipelines.sources.published import KEY, PublishedSource, open_root, pair_published, require_below
 
 # fmt: off
 NAMES: tuple[str, ...] = (
@@ -55,23 +55,13 @@ OTHER = 0
 FOLDERS = {"train": "training", "val": "validation"}
 
 
-class Ade20kSource(Source):
+class Ade20kSource(PublishedSource):
     """ADE20K: 150 classes; 0 of the label files is void."""
 
     kind: Literal["ade20k"] = "ade20k"
     root: str
     """Folder ADEChallengeData2016, or the one above it."""
     splits: tuple[Literal["train", "val"], ...] = Field(("train", "val"), min_length=1)
-
-    @property
-    def has_labels(self) -> bool:
-        """Both splits are labelled."""
-        return True
-
-    @property
-    def codec(self) -> LabelCodec:
-        """Labels are index PNGs."""
-        return "index"
 
     def label_space(self) -> LabelSpace:
         """The 150 classes."""

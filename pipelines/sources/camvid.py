@@ -11,8 +11,9 @@ from typing import Literal
 
 from pipelines import storage
 from pipelines.labels import LabelSpace
-from pipelines.sources.base import LabelCodec, Listing, Source, read_lines, require_folder, visible_files
+from pipelines.sources.base import Listing, read_lines, require_folder, visible_files
 from pipelines.sources.pairs import Leftovers, SplitPart, open_labels, pair_parts
+from pipelines.sources.published import PublishedSource
 
 CLASSES: dict[str, tuple[int, int, int]] = {
     "Sky": (128, 128, 128),
@@ -33,22 +34,12 @@ UNLABELLED = 11
 SPLITS = ("train", "val", "test")
 
 
-class CamVidSource(Source):
+class CamVidSource(PublishedSource):
     """CamVid-11: frames, labels 0-10, and 11 for unlabelled (void)."""
 
     kind: Literal["camvid"] = "camvid"
     root: str
     """Folder that holds train, val and test."""
-
-    @property
-    def has_labels(self) -> bool:
-        """CamVid is labelled."""
-        return True
-
-    @property
-    def codec(self) -> LabelCodec:
-        """Labels are index PNGs."""
-        return "index"
 
     def label_space(self) -> LabelSpace:
         """The 11 classes; `classes.txt`, where present, must agree.

@@ -13,9 +13,9 @@ from typing import Literal
 from pydantic import Field
 
 from pipelines.labels import RGB, LabelSpace
-from pipelines.sources.base import LabelCodec, Listing, Source, visible_files, without_suffix
+from pipelines.sources.base import Listing, visible_files, without_suffix
 from pipelines.sources.pairs import LabelFolder, SplitPart, open_labels
-from pipelines.sources.published import KEY, open_root, pair_published, require_below
+from pipelines.sources.published import KEY, PublishedSource, open_root, pair_published, require_below
 from pipelines.storage import FileInfo
 from seg_models.names import did_you_mean
 
@@ -53,7 +53,7 @@ IMAGES = "leftImg8bit"
 Split = Literal["train", "val", "test", "train_extra"]
 
 
-class CityscapesSource(Source):
+class CityscapesSource(PublishedSource):
     """Cityscapes: 19 classes; all other ids are void."""
 
     kind: Literal["cityscapes"] = "cityscapes"
@@ -70,11 +70,6 @@ class CityscapesSource(Source):
     def has_labels(self) -> bool:
         """Whether one of the splits has labels."""
         return any(split in LABELLED[self.annotations] for split in self.splits)
-
-    @property
-    def codec(self) -> LabelCodec:
-        """Labels are index PNGs."""
-        return "index"
 
     def label_space(self) -> LabelSpace:
         """The 19 classes, with the raw ids of the label files named."""

@@ -14,9 +14,18 @@ from pydantic import Field
 
 from pipelines import storage
 from pipelines.labels import RGB, LabelSpace
-from pipelines.sources.base import LabelCodec, Listing, Source, visible_files
+from pipelines.sources.base import Listing, visible_files
 from pipelines.sources.pairs import SplitPart, open_labels
-from pipelines.sources.published import KEY, labels_of, open_root, pair_published, pick, read_ids, require_below
+from pipelines.sources.published import (
+    KEY,
+    PublishedSource,
+    labels_of,
+    open_root,
+    pair_published,
+    pick,
+    read_ids,
+    require_below,
+)
 
 CLASSES: dict[str, RGB] = {
     "background": (0, 0, 0),
@@ -45,7 +54,7 @@ CLASSES: dict[str, RGB] = {
 IMAGES, LABELS = "TrainVal_images", "TrainVal_parsing_annotations"
 
 
-class LipSource(Source):
+class LipSource(PublishedSource):
     """LIP: 20 classes."""
 
     kind: Literal["lip"] = "lip"
@@ -53,16 +62,6 @@ class LipSource(Source):
     """Folder that holds TrainVal_images and TrainVal_parsing_annotations, or train_images and train_segmentations."""
     splits: tuple[Literal["train", "val"], ...] = Field(("train", "val"), min_length=1)
     """Lists train_id.txt and val_id.txt."""
-
-    @property
-    def has_labels(self) -> bool:
-        """Both splits are labelled."""
-        return True
-
-    @property
-    def codec(self) -> LabelCodec:
-        """Labels are index PNGs."""
-        return "index"
 
     def label_space(self) -> LabelSpace:
         """Background and the 19 parts; no value means void."""

@@ -14,9 +14,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from pipelines import storage
 from pipelines.labels import RGB, LabelSpace
-from pipelines.sources.base import LabelCodec, Listing, Source, read_text, visible_files
+from pipelines.sources.base import Listing, read_text, visible_files
 from pipelines.sources.pairs import LabelFolder, SplitPart, open_labels
-from pipelines.sources.published import KEY, open_root, pair_published, require_below
+from pipelines.sources.published import KEY, PublishedSource, open_root, pair_published, require_below
 
 FOLDERS = {"train": "training", "val": "validation", "test": "testing"}
 CONFIGS = ("config.json", "config_v1.2.json")
@@ -36,7 +36,7 @@ class VistasConfig(BaseModel):
     labels: list[VistasClass] = Field(min_length=1)
 
 
-class MapillarySource(Source):
+class MapillarySource(PublishedSource):
     """Mapillary Vistas 1.2: the classes that config.json marks for evaluation; the others (Unlabeled) are void."""
 
     kind: Literal["mapillary"] = "mapillary"
@@ -49,11 +49,6 @@ class MapillarySource(Source):
     def has_labels(self) -> bool:
         """Whether one of the splits has labels."""
         return any(split != "test" for split in self.splits)
-
-    @property
-    def codec(self) -> LabelCodec:
-        """Labels are palette PNGs; the values count, not the colours."""
-        return "index"
 
     def label_space(self) -> LabelSpace:
         """The evaluated classes of config.json.

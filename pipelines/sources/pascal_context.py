@@ -18,9 +18,18 @@ from pydantic import Field
 
 from pipelines import storage
 from pipelines.labels import LabelSpace
-from pipelines.sources.base import LabelCodec, Listing, Source, visible_files
+from pipelines.sources.base import Listing, visible_files
 from pipelines.sources.pairs import SplitPart, open_labels
-from pipelines.sources.published import KEY, labels_of, open_root, pair_published, pick, read_ids, require_below
+from pipelines.sources.published import (
+    KEY,
+    PublishedSource,
+    labels_of,
+    open_root,
+    pair_published,
+    pick,
+    read_ids,
+    require_below,
+)
 
 # fmt: off
 VOC_FIRST: tuple[str, ...] = (
@@ -36,7 +45,7 @@ BACKGROUND = 0
 IMAGES, LABELS, LISTS = "JPEGImages", "SegmentationClassContext", "ImageSets/SegmentationContext"
 
 
-class PascalContextSource(Source):
+class PascalContextSource(PublishedSource):
     """PASCAL-Context from index PNGs: 59 classes, 0 void; or 60 with background."""
 
     kind: Literal["pascal_context"] = "pascal_context"
@@ -48,16 +57,6 @@ class PascalContextSource(Source):
     """How label values 1 to 59 are numbered: alphabetical as the Detail API's ids, or as the authors' list of 59."""
     splits: tuple[Literal["train", "val"], ...] = Field(("train", "val"), min_length=1)
     """Lists of ImageSets/SegmentationContext."""
-
-    @property
-    def has_labels(self) -> bool:
-        """Both splits are labelled."""
-        return True
-
-    @property
-    def codec(self) -> LabelCodec:
-        """Labels are index PNGs."""
-        return "index"
 
     def label_space(self) -> LabelSpace:
         """The 59 classes, after background where it counts; colours are generated, as none are published."""

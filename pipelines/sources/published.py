@@ -6,13 +6,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipelines import storage
-from pipelines.sources.base import Listing, few, read_lines, require_folder, without_suffix
+from pipelines.sources.base import LabelCodec, Listing, Source, few, read_lines, require_folder, without_suffix
 from pipelines.sources.pairs import LabelFolder, Leftovers, SplitPart, pair_parts
 from pipelines.storage import FileInfo
 from seg_models.names import did_you_mean
 
 KEY = "source.root"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+class PublishedSource(Source):
+    """A data set whose label files are index or palette PNGs; the values count, not the colours."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Labelled, unless only splits without labels are asked for."""
+        return True
+
+    @property
+    def codec(self) -> LabelCodec:
+        """Values of a PNG's pixels."""
+        return "index"
 
 
 def open_root(uri: str, *, name: str, markers: Sequence[str], layout: str, inside: Sequence[str] = ()) -> str:

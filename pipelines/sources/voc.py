@@ -15,9 +15,18 @@ from pydantic import Field, model_validator
 
 from pipelines import storage
 from pipelines.labels import RGB, LabelSpace
-from pipelines.sources.base import LabelCodec, Listing, Source, visible_files
+from pipelines.sources.base import Listing, visible_files
 from pipelines.sources.pairs import LabelFolder, SplitPart, open_labels
-from pipelines.sources.published import KEY, labels_of, open_root, pair_published, pick, read_ids, require_below
+from pipelines.sources.published import (
+    KEY,
+    PublishedSource,
+    labels_of,
+    open_root,
+    pair_published,
+    pick,
+    read_ids,
+    require_below,
+)
 
 CLASSES: dict[str, RGB] = {
     "background": (0, 0, 0),
@@ -51,7 +60,7 @@ EXTRA_LISTS = ("Segmentation/trainaug.txt", "Segmentation/train_aug.txt", "Segme
 """Names in use for the list of the augmented training set, below ImageSets."""
 
 
-class VocSource(Source):
+class VocSource(PublishedSource):
     """PASCAL VOC 2012: 21 classes, 255 void."""
 
     kind: Literal["voc"] = "voc"
@@ -72,11 +81,6 @@ class VocSource(Source):
     def has_labels(self) -> bool:
         """Whether one of the splits has labels."""
         return any(split != "test" for split in self.splits)
-
-    @property
-    def codec(self) -> LabelCodec:
-        """Labels are palette or index PNGs; the values count, not the colours."""
-        return "index"
 
     def label_space(self) -> LabelSpace:
         """Background and the 20 classes."""

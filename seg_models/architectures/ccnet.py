@@ -34,7 +34,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seg_models.backbones.stage_dilation import dilate_as_released
+from seg_models.backbones.dilation import dilate_as_released
 from seg_models.backbones.timm_backbone import Backbone, BackboneSpec
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.category_consistency import category_terms, labels_at_cells

@@ -35,10 +35,11 @@ from torch.nn import functional
 from seg_models.backbones.timm_backbone import Backbone, BackboneSpec
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.context import projected_aspp
+from seg_models.parts.heads import Classifier
 from seg_models.parts.layers import ConvNormAct
 from seg_models.parts.losses import upsampled_cross_entropy
 from seg_models.parts.mask_losses import mask_losses
-from seg_models.parts.pyramid import Classifier, ScaleHeads, upsample_to
+from seg_models.parts.pyramid import ScaleHeads, upsample_to
 from seg_models.parts.tokens import CategoryTokens, CellTokens, GridTokens, WindowTokens, full_precision
 from seg_models.spec import ModelSpec
 

@@ -29,11 +29,11 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from seg_models.backbones.multi_grid import set_multi_grid
+from seg_models.backbones.dilation import set_multi_grid
 from seg_models.backbones.timm_backbone import Backbone, BackboneSpec
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.attention import energy_type, position_attention, without_autocast
-from seg_models.parts.heads import ClassifierHead
+from seg_models.parts.heads import Classifier, ClassifierHead
 from seg_models.parts.layers import ConvNormAct
 from seg_models.parts.losses import upsampled_cross_entropy
 from seg_models.spec import ModelSpec
@@ -140,18 +140,6 @@ class AttentionBranch(nn.Sequential):
         self.reduce = ConvNormAct(in_channels, channels, kernel_size=3)
         self.attention = attention
         self.refine = ConvNormAct(channels, channels, kernel_size=3)
-
-
-class Classifier(nn.Sequential):
-    """Dropout of whole channels and a 1×1 convolution to the classes."""
-
-    def __init__(self, channels: int, num_classes: int, *, dropout: float) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout2d(dropout)
-        self.conv = nn.Conv2d(channels, num_classes, kernel_size=1)
-        nn.init.normal_(self.conv.weight, std=0.01)
-        assert self.conv.bias is not None
-        nn.init.zeros_(self.conv.bias)
 
 
 class DANet(SegModel):

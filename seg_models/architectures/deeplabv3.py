@@ -8,21 +8,19 @@ and a mean over the whole map (section 3.3); the five results side by side are b
 Deviations, all torchvision's (`deeplabv3_resnet50`): a further 3×3 convolution before the classifier, an auxiliary
 head on the stage before the last, no multi-grid. Dropout takes whole channels (torchvision: single values).
 
-Shapes: N batch, C channels, K classes, H W pixels, h w cells.
+Backbone, context and head are put together by `seg_models.parts.context_net`.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
 
-from seg_models.backbones.timm_backbone import Backbone, BackboneSpec
-from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
+from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.parts.context import projected_aspp
+from seg_models.parts.context_net import ContextNet
 from seg_models.parts.heads import ClassifierHead
-from seg_models.parts.losses import cross_entropies
 from seg_models.spec import ModelSpec
 
 
@@ -55,38 +53,8 @@ class DeepLabV3Spec(ModelSpec):
         return DeepLabV3(backbone, context=context, head=head, aux_head=aux_head)
 
 
-class DeepLabV3(SegModel):
-    """Backbone, ASPP, head; an auxiliary head on the level before the last in training."""
-
-    class_dependent: ClassVar[tuple[str, ...]] = ("head.classifier.", "aux_head.classifier.")
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        context: nn.Module,
-        head: ClassifierHead,
-        aux_head: ClassifierHead | None = None,
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.context = context
-        self.head = head
-        self.aux_head = aux_head
-        self.num_classes = head.classifier.out_channels
-        self.output_stride = backbone.strides[-1]
-
-    def forward(self, images: Tensor) -> SemanticOutput:
-        """(N, 3, H, W) images, uint8 or float in 0..255, to scores (N, K, h, w)."""
-        features = self.backbone(images)
-        logits = self.head(self.context(features[-1]))
-        if self.aux_head is None or not self.training:
-            return SemanticOutput(logits)
-        return SemanticOutput(logits, aux=(self.aux_head(features[-2]),))
-
-    def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
-        """`ce` of the head and, in training, `aux_ce` of the auxiliary head, both unweighted."""
-        return cross_entropies(output, target)
+class DeepLabV3(ContextNet):
+    """ASPP as the context."""
 
 
 PRESETS: dict[str, ModelSpec] = {

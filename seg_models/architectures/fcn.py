@@ -9,20 +9,19 @@ skips, a 3×3 convolution before the classifier, and an auxiliary head of the sa
 Deviations: dropout takes whole channels (torchvision: single values). mmsegmentation's head has a second 3×3
 convolution and a skip around both; its published results are not of this network.
 
-Shapes: N batch, C channels, K classes, H W pixels, h w cells.
+Backbone, context and head are put together by `seg_models.parts.context_net`.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
+from torch import nn
 
-from seg_models.backbones.timm_backbone import Backbone, BackboneSpec
-from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
+from seg_models.backbones.timm_backbone import BackboneSpec
+from seg_models.parts.context_net import ContextNet
 from seg_models.parts.heads import ClassifierHead
-from seg_models.parts.losses import cross_entropies
 from seg_models.spec import ModelSpec
 
 
@@ -43,35 +42,13 @@ class FCNSpec(ModelSpec):
         backbone = self.backbone.build()
         head = ClassifierHead(backbone.channels[-1], self.head_channels, num_classes, dropout=self.dropout)
         if self.aux_channels is None:
-            return FCN(backbone, head=head)
+            return FCN(backbone, context=nn.Identity(), head=head)
         aux_head = ClassifierHead(backbone.channels[-2], self.aux_channels, num_classes, dropout=self.dropout)
-        return FCN(backbone, head=head, aux_head=aux_head)
+        return FCN(backbone, context=nn.Identity(), head=head, aux_head=aux_head)
 
 
-class FCN(SegModel):
-    """Backbone and head; an auxiliary head on the level before the last in training."""
-
-    class_dependent: ClassVar[tuple[str, ...]] = ("head.classifier.", "aux_head.classifier.")
-
-    def __init__(self, backbone: Backbone, *, head: ClassifierHead, aux_head: ClassifierHead | None = None) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-        self.aux_head = aux_head
-        self.num_classes = head.classifier.out_channels
-        self.output_stride = backbone.strides[-1]
-
-    def forward(self, images: Tensor) -> SemanticOutput:
-        """(N, 3, H, W) images, uint8 or float in 0..255, to scores (N, K, h, w)."""
-        features = self.backbone(images)
-        logits = self.head(features[-1])
-        if self.aux_head is None or not self.training:
-            return SemanticOutput(logits)
-        return SemanticOutput(logits, aux=(self.aux_head(features[-2]),))
-
-    def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
-        """`ce` of the head and, in training, `aux_ce` of the auxiliary head, both unweighted."""
-        return cross_entropies(output, target)
+class FCN(ContextNet):
+    """No context: the head sees the backbone's features."""
 
 
 PRESETS: dict[str, ModelSpec] = {

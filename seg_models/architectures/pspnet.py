@@ -13,21 +13,19 @@ Deviations, each a setting where it matters:
 - PaddleSeg has a fusing convolution of 1024 channels and biases before batch norms: preset
   `pspnet_resnet50_paddleseg`. Without these the counts are those of mmsegmentation.
 
-Shapes: N batch, C channels, K classes, H W pixels, h w cells, b bins a side.
+Backbone, context and head are put together by `seg_models.parts.context_net`.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from seg_models.backbones.timm_backbone import Backbone, BackboneSpec
-from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
+from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.parts.context import PyramidPooling
+from seg_models.parts.context_net import ContextNet
 from seg_models.parts.heads import ClassifierHead
-from seg_models.parts.losses import cross_entropies
 from seg_models.spec import ModelSpec
 
 
@@ -66,38 +64,8 @@ class PSPNetSpec(ModelSpec):
         return PSPNet(backbone, context=context, head=head, aux_head=aux_head)
 
 
-class PSPNet(SegModel):
-    """Backbone, pyramid pooling, head; an auxiliary head on the level before the last in training."""
-
-    class_dependent: ClassVar[tuple[str, ...]] = ("head.classifier.", "aux_head.classifier.")
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        *,
-        context: PyramidPooling,
-        head: ClassifierHead,
-        aux_head: ClassifierHead | None = None,
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.context = context
-        self.head = head
-        self.aux_head = aux_head
-        self.num_classes = head.classifier.out_channels
-        self.output_stride = backbone.strides[-1]
-
-    def forward(self, images: Tensor) -> SemanticOutput:
-        """(N, 3, H, W) images, uint8 or float in 0..255, to scores (N, K, h, w)."""
-        features = self.backbone(images)
-        logits = self.head(self.context(features[-1]))
-        if self.aux_head is None or not self.training:
-            return SemanticOutput(logits)
-        return SemanticOutput(logits, aux=(self.aux_head(features[-2]),))
-
-    def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
-        """`ce` of the head and, in training, `aux_ce` of the auxiliary head, both unweighted."""
-        return cross_entropies(output, target)
+class PSPNet(ContextNet):
+    """Pyramid pooling as the context."""
 
 
 PRESETS: dict[str, ModelSpec] = {

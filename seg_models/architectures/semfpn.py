@@ -25,8 +25,9 @@ from torch.nn import functional
 
 from seg_models.backbones.timm_backbone import Backbone, BackboneSpec
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
+from seg_models.parts.heads import Classifier
 from seg_models.parts.losses import upsampled_cross_entropy
-from seg_models.parts.pyramid import Classifier, ScaleHeads
+from seg_models.parts.pyramid import ScaleHeads
 from seg_models.spec import ModelSpec
 
 NUM_LEVELS = 4

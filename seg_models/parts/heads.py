@@ -44,3 +44,26 @@ class ClassifierHead(nn.Module):
         """(N, C, h, w) to (N, K, h, w)."""
         scores: Tensor = self.classifier(self.dropout(self.conv(features)))
         return scores
+
+
+class Classifier(nn.Module):
+    """Dropout of whole channels and a 1×1 convolution to the classes.
+
+    Args:
+        channels: channels of the features.
+        num_classes: channels of the scores.
+        dropout: probability that a channel is zeroed in training.
+    """
+
+    def __init__(self, channels: int, num_classes: int, *, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout2d(dropout)
+        self.conv = nn.Conv2d(channels, num_classes, kernel_size=1)
+        nn.init.normal_(self.conv.weight, std=0.01)
+        assert self.conv.bias is not None
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, h, w) to (N, K, h, w)."""
+        scores: Tensor = self.conv(self.dropout(features))
+        return scores

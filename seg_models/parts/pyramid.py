@@ -62,26 +62,3 @@ class ScaleHeads(nn.Module):
         for x in brought[1:]:
             total = total + x
         return total
-
-
-class Classifier(nn.Module):
-    """Dropout of whole channels and a 1×1 convolution to the classes.
-
-    Args:
-        channels: channels of the features.
-        num_classes: channels of the scores.
-        dropout: probability that a channel is zeroed in training.
-    """
-
-    def __init__(self, channels: int, num_classes: int, *, dropout: float = 0.1) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout2d(dropout)
-        self.conv = nn.Conv2d(channels, num_classes, kernel_size=1)
-        nn.init.normal_(self.conv.weight, std=0.01)
-        assert self.conv.bias is not None
-        nn.init.zeros_(self.conv.bias)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, C, h, w) to (N, K, h, w)."""
-        scores: Tensor = self.conv(self.dropout(features))
-        return scores

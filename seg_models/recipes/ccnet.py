@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from seg_models.models import change_spec
-from seg_models.recipes.pspnet import EFFICIENTNET_LITE0
-from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe
-from seg_models.spec import ModelSpec, preset
+from seg_models.recipes import shared
+from seg_models.recipes.recipe import AugmentSpec, OptimizerSpec, Recipe
+from seg_models.spec import preset
 
 TIMM_INPUT = {"pretrained": True, "mean": None, "std": None}
 """timm's weights of the official backbone, with the means and deviations that they were trained with."""
@@ -63,7 +63,7 @@ def ccnet_resnet50_cityscapes() -> Recipe:
     Cost: about 5 GPU-hours (derived from 422 GMAC per crop of 512×1024).
     Result: published 79.03 mIoU on val, whole image, single scale; 80.16 with scales and flip. Not ours.
     """
-    return _mmseg("ccnet_resnet50", crop=(512, 1024), steps=80_000, global_batch=8)
+    return shared.mmseg("ccnet_resnet50", crop=(512, 1024), steps=80_000, global_batch=8)
 
 
 def ccnet_resnet101_cityscapes_mmseg() -> Recipe:
@@ -74,7 +74,7 @@ def ccnet_resnet101_cityscapes_mmseg() -> Recipe:
     Cost: about 6 GPU-hours (derived from 577 GMAC per crop of 512×1024).
     Result: published 78.87 mIoU on val, whole image, single scale; 79.90 with scales and flip. Not ours.
     """
-    return _mmseg("ccnet_resnet101", crop=(512, 1024), steps=80_000, global_batch=8)
+    return shared.mmseg("ccnet_resnet101", crop=(512, 1024), steps=80_000, global_batch=8)
 
 
 def ccnet_resnet50_ade20k() -> Recipe:
@@ -85,7 +85,7 @@ def ccnet_resnet50_ade20k() -> Recipe:
     Cost: about 9 GPU-hours (derived from 211 GMAC per crop of 512).
     Result: published 42.08 mIoU on val, single scale; 43.13 with scales and flip. Not ours.
     """
-    return _mmseg("ccnet_resnet50", crop=(512, 512), steps=160_000, global_batch=16)
+    return shared.mmseg("ccnet_resnet50", crop=(512, 512), short_side=512, steps=160_000, global_batch=16)
 
 
 def ccnet_resnet101_ade20k() -> Recipe:
@@ -96,7 +96,7 @@ def ccnet_resnet101_ade20k() -> Recipe:
     Cost: about 6 GPU-hours (derived from 288 GMAC per crop of 512).
     Result: published 43.97 mIoU on val, single scale; 45.13 with scales and flip. Not ours.
     """
-    return _mmseg("ccnet_resnet101", crop=(512, 512), steps=80_000, global_batch=16)
+    return shared.mmseg("ccnet_resnet101", crop=(512, 512), short_side=512, steps=80_000, global_batch=16)
 
 
 def ccnet_resnet50_voc() -> Recipe:
@@ -107,7 +107,7 @@ def ccnet_resnet50_voc() -> Recipe:
     Cost: about 1 GPU-hour (derived from 211 GMAC per crop of 512).
     Result: published 76.17 mIoU on val, single scale; 77.51 with scales and flip. Not ours.
     """
-    return _mmseg("ccnet_resnet50", crop=(512, 512), steps=20_000, global_batch=16)
+    return shared.mmseg("ccnet_resnet50", crop=(512, 512), short_side=512, steps=20_000, global_batch=16)
 
 
 def ccnet_resnet50_pssl() -> Recipe:
@@ -118,8 +118,7 @@ def ccnet_resnet50_pssl() -> Recipe:
     Cost: about 6 GPU-hours (derived from 53 GMAC per crop of 256), loss of 1001 classes not counted.
     Result: none published for CCNet.
     """
-    model = change_spec(preset("ccnet_resnet50"), {"backbone": {"pretrained": True}})
-    return _pssl(model, crop=256, steps=66_725, global_batch=96)
+    return shared.pssl(shared.pretrained("ccnet_resnet50"), crop=256, steps=66_725, global_batch=96)
 
 
 def ccnet_efficientnet_lite0_camvid() -> Recipe:
@@ -129,15 +128,7 @@ def ccnet_efficientnet_lite0_camvid() -> Recipe:
     Command: segray train job.toml with recipe = "ccnet_efficientnet_lite0_camvid".
     Cost: about an hour on 2 CPU cores. Result: none published.
     """
-    return Recipe(
-        model=change_spec(preset("ccnet_efficientnet_lite0"), {"backbone": EFFICIENTNET_LITE0}),
-        optimizer=OptimizerSpec(lr=0.02, weight_decay=1e-4),
-        augment=AugmentSpec(
-            crop=(240, 320), short_side=360, scale=(0.5, 1.5), brightness=0.2, contrast=0.2, saturation=0.2
-        ),
-        steps=2_000,
-        global_batch=8,
-    )
+    return shared.camvid(shared.from_package("ccnet_efficientnet_lite0"))
 
 
 def ccnet_efficientnet_lite0_pssl() -> Recipe:
@@ -147,8 +138,7 @@ def ccnet_efficientnet_lite0_pssl() -> Recipe:
     Command: segray train job.toml with recipe = "ccnet_efficientnet_lite0_pssl".
     Cost: about an hour on 2 CPU cores. Result: none published.
     """
-    model = change_spec(preset("ccnet_efficientnet_lite0"), {"backbone": EFFICIENTNET_LITE0})
-    return _pssl(model, crop=160, steps=2_000, global_batch=8)
+    return shared.pssl(shared.from_package("ccnet_efficientnet_lite0"), crop=160, steps=2_000, global_batch=8)
 
 
 def _official(changes: dict[str, Any]) -> Recipe:
@@ -159,28 +149,6 @@ def _official(changes: dict[str, Any]) -> Recipe:
         augment=AugmentSpec(crop=(769, 769), scale=(0.7, 2.1)),
         steps=60_000,
         global_batch=8,
-    )
-
-
-def _mmseg(name: str, *, crop: tuple[int, int], steps: int, global_batch: int) -> Recipe:
-    return Recipe(
-        model=change_spec(preset(name), {"backbone": {"pretrained": True}}),
-        optimizer=OptimizerSpec(lr=0.01, weight_decay=5e-4),
-        augment=AugmentSpec(crop=crop, brightness=0.125, contrast=0.5, saturation=0.5),
-        steps=steps,
-        global_batch=global_batch,
-    )
-
-
-def _pssl(model: ModelSpec, *, crop: int, steps: int, global_batch: int) -> Recipe:
-    """The released pre-training of other networks: weighted cross-entropy, backbone at a tenth of the learning rate."""
-    return Recipe(
-        model=model,
-        optimizer=OptimizerSpec(lr=0.01, weight_decay=4e-5, backbone_lr_factor=0.1),
-        augment=AugmentSpec(crop=(crop, crop), short_side=crop, brightness=0.2, contrast=0.2, saturation=0.2),
-        loss=LossSpec(background_weight=0.1),
-        steps=steps,
-        global_batch=global_batch,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from seg_models.models import change_spec
-from seg_models.recipes.pspnet import EFFICIENTNET_LITE0
+from seg_models.recipes import shared
 from seg_models.recipes.recipe import AugmentSpec, OptimizerSpec, Recipe, ScheduleSpec
 from seg_models.spec import ModelSpec, preset
 
@@ -41,7 +41,7 @@ def cft_resnet101_ade20k() -> Recipe:
     Cost: about 5 GPU-hours (113 GMAC per image).
     Result: none published for this setting. Not ours.
     """
-    return _ade20k(_pretrained("cft_resnet101"), optimizer=_resnet_optimizer())
+    return _ade20k(shared.pretrained("cft_resnet101"), optimizer=_resnet_optimizer())
 
 
 def cft_resnet50_ade20k() -> Recipe:
@@ -52,7 +52,7 @@ def cft_resnet50_ade20k() -> Recipe:
     Cost: about 4 GPU-hours (93 GMAC per image).
     Result: the published figure is not in our source. Not ours.
     """
-    return _ade20k(_pretrained("cft_resnet50"), optimizer=_resnet_optimizer())
+    return _ade20k(shared.pretrained("cft_resnet50"), optimizer=_resnet_optimizer())
 
 
 def cft_mit_b2_ade20k() -> Recipe:
@@ -108,7 +108,7 @@ def cft_swin_large_ade20k() -> Recipe:
     Cost: about 19 GPU-hours (436 GMAC per image).
     Result: published 55.1 mIoU on val as the best of all (arXiv 2308.05581, abstract). Not ours.
     """
-    model = change_spec(_pretrained("cft_swin_large"), {"backbone": {"model_kwargs": {"drop_path_rate": 0.3}}})
+    model = change_spec(shared.pretrained("cft_swin_large"), {"backbone": {"model_kwargs": {"drop_path_rate": 0.3}}})
     return _ade20k(model, crop=640)
 
 
@@ -122,7 +122,7 @@ def cft_swin_large_cityscapes() -> Recipe:
     Result: none published. Not ours.
     """
     return Recipe(
-        model=change_spec(_pretrained("cft_swin_large"), {"backbone": {"model_kwargs": {"drop_path_rate": 0.3}}}),
+        model=change_spec(shared.pretrained("cft_swin_large"), {"backbone": {"model_kwargs": {"drop_path_rate": 0.3}}}),
         optimizer=TRANSFORMER.model_copy(update={"lr": 4e-4, "weight_decay": 0.03}),
         schedule=WARM_UP,
         augment=_augment(crop=1024, short_side=1024),
@@ -142,7 +142,7 @@ def cft_resnet101_pascal_context() -> Recipe:
     Result: none published for this setting. Not ours.
     """
     return Recipe(
-        model=_pretrained("cft_resnet101"),
+        model=shared.pretrained("cft_resnet101"),
         optimizer=OptimizerSpec(kind="adamw", lr=1e-5, weight_decay=1e-5),
         schedule=WARM_UP,
         augment=_augment(crop=480, short_side=520),
@@ -161,7 +161,7 @@ def cft_resnet101_coco_stuff10k() -> Recipe:
     Result: none published. Not ours.
     """
     return Recipe(
-        model=_pretrained("cft_resnet101"),
+        model=shared.pretrained("cft_resnet101"),
         optimizer=OptimizerSpec(lr=0.01, weight_decay=5e-4),
         augment=_augment(crop=512, short_side=512),
         steps=80_000,
@@ -212,11 +212,9 @@ def _ade20k(model: ModelSpec, *, optimizer: OptimizerSpec = TRANSFORMER, crop: i
 
 def _camvid(name: str) -> Recipe:
     return Recipe(
-        model=change_spec(preset(name), {"backbone": EFFICIENTNET_LITE0}),
+        model=shared.from_package(name),
         optimizer=OptimizerSpec(kind="adamw", lr=1e-3, weight_decay=0.01, backbone_lr_factor=0.1),
-        augment=AugmentSpec(
-            crop=(240, 320), short_side=360, scale=(0.5, 1.5), brightness=0.2, contrast=0.2, saturation=0.2
-        ),
+        augment=shared.CAMVID,
         steps=2_000,
         global_batch=8,
     )
@@ -229,10 +227,6 @@ def _augment(*, crop: int, short_side: int) -> AugmentSpec:
 
 def _resnet_optimizer() -> OptimizerSpec:
     return OptimizerSpec(kind="adamw", lr=6e-4, weight_decay=0.01, backbone_lr_factor=0.1, backbone_decay_factor=0.002)
-
-
-def _pretrained(name: str) -> ModelSpec:
-    return change_spec(preset(name), {"backbone": {"pretrained": True}})
 
 
 def _mit(name: str, backbone: str) -> ModelSpec:

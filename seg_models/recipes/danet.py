@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from seg_models.models import change_spec
+from seg_models.recipes import shared
 from seg_models.recipes.recipe import AugmentSpec, OptimizerSpec, Recipe
-from seg_models.spec import ModelSpec, preset
 
 
 def danet_resnet50_cityscapes() -> Recipe:
@@ -22,7 +21,7 @@ def danet_resnet50_cityscapes() -> Recipe:
     Cost: about 2.5 GPU-hours (441 GMAC per image).
     Result: published 78.74 mIoU on val, whole image, single scale; 79.34 after 80 000 steps. Not ours.
     """
-    return _cityscapes("danet_resnet50", steps=40_000)
+    return shared.mmseg("danet_resnet50", crop=(512, 1024), steps=40_000, global_batch=8)
 
 
 def danet_resnet101_cityscapes() -> Recipe:
@@ -33,7 +32,7 @@ def danet_resnet101_cityscapes() -> Recipe:
     Cost: about 3.5 GPU-hours (596 GMAC per image).
     Result: published 80.52 mIoU on val, whole image, single scale; 80.41 after 80 000 steps. Not ours.
     """
-    return _cityscapes("danet_resnet101", steps=40_000)
+    return shared.mmseg("danet_resnet101", crop=(512, 1024), steps=40_000, global_batch=8)
 
 
 def danet_resnet101_official_cityscapes() -> Recipe:
@@ -48,7 +47,7 @@ def danet_resnet101_official_cityscapes() -> Recipe:
     ours.
     """
     return Recipe(
-        model=_pretrained("danet_resnet101_official"),
+        model=shared.pretrained("danet_resnet101_official"),
         optimizer=OptimizerSpec(lr=0.03, weight_decay=1e-4, backbone_lr_factor=0.1),
         augment=AugmentSpec(crop=(768, 768), short_side=1024),
         steps=240 * (2_975 // 8),
@@ -64,7 +63,7 @@ def danet_resnet50_ade20k() -> Recipe:
     Cost: about 4.5 GPU-hours (211 GMAC per image).
     Result: published 41.66 mIoU on val, single scale; 42.90 with scales and flip. Not ours.
     """
-    return _smaller_side_512("danet_resnet50", steps=80_000)
+    return shared.mmseg("danet_resnet50", crop=(512, 512), short_side=512, steps=80_000, global_batch=16)
 
 
 def danet_resnet101_ade20k() -> Recipe:
@@ -75,7 +74,7 @@ def danet_resnet101_ade20k() -> Recipe:
     Cost: about 12.5 GPU-hours (289 GMAC per image).
     Result: published 44.17 mIoU on val, single scale; 45.02 with scales and flip. Not ours.
     """
-    return _smaller_side_512("danet_resnet101", steps=160_000)
+    return shared.mmseg("danet_resnet101", crop=(512, 512), short_side=512, steps=160_000, global_batch=16)
 
 
 def danet_resnet50_voc() -> Recipe:
@@ -86,7 +85,7 @@ def danet_resnet50_voc() -> Recipe:
     Cost: about 2.5 GPU-hours (211 GMAC per image).
     Result: published 76.37 mIoU on val, single scale; 77.29 with scales and flip. Not ours.
     """
-    return _smaller_side_512("danet_resnet50", steps=40_000)
+    return shared.mmseg("danet_resnet50", crop=(512, 512), short_side=512, steps=40_000, global_batch=16)
 
 
 def danet_resnet101_voc() -> Recipe:
@@ -97,32 +96,7 @@ def danet_resnet101_voc() -> Recipe:
     Cost: about 3 GPU-hours (288 GMAC per image).
     Result: published 76.51 mIoU on val, single scale; 77.32 with scales and flip. Not ours.
     """
-    return _smaller_side_512("danet_resnet101", steps=40_000)
-
-
-def _cityscapes(name: str, *, steps: int) -> Recipe:
-    return Recipe(
-        model=_pretrained(name),
-        optimizer=OptimizerSpec(lr=0.01, weight_decay=5e-4),
-        augment=AugmentSpec(crop=(512, 1024), brightness=0.125, contrast=0.5, saturation=0.5),
-        steps=steps,
-        global_batch=8,
-    )
-
-
-def _smaller_side_512(name: str, *, steps: int) -> Recipe:
-    """Photographs of any size, as mmsegmentation trains on ADE20K and VOC."""
-    return Recipe(
-        model=_pretrained(name),
-        optimizer=OptimizerSpec(lr=0.01, weight_decay=5e-4),
-        augment=AugmentSpec(crop=(512, 512), short_side=512, brightness=0.125, contrast=0.5, saturation=0.5),
-        steps=steps,
-        global_batch=16,
-    )
-
-
-def _pretrained(name: str) -> ModelSpec:
-    return change_spec(preset(name), {"backbone": {"pretrained": True}})
+    return shared.mmseg("danet_resnet101", crop=(512, 512), short_side=512, steps=40_000, global_batch=16)
 
 
 RECIPES: tuple[Callable[[], Recipe], ...] = (

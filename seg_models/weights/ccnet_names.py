@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from seg_models.weights.mmseg import AUXILIARY_HEAD, RESNET_V1C, with_axis, without_axis
 from seg_models.weights.published import Layout
 
 _OFFICIAL: dict[str, str] = {
@@ -39,13 +40,7 @@ _OFFICIAL: dict[str, str] = {
 }
 
 _MMSEG: dict[str, str] = {
-    "backbone": "backbone.network",
-    "backbone.stem.0": "backbone.network.conv1.0",
-    "backbone.stem.1": "backbone.network.conv1.1",
-    "backbone.stem.3": "backbone.network.conv1.3",
-    "backbone.stem.4": "backbone.network.conv1.4",
-    "backbone.stem.6": "backbone.network.conv1.6",
-    "backbone.stem.7": "backbone.network.bn1",
+    **RESNET_V1C,
     "decode_head.convs.0.conv": "reduce.conv",
     "decode_head.convs.0.bn": "reduce.norm",
     "decode_head.cca.query_conv": "attention.0.query",
@@ -57,9 +52,7 @@ _MMSEG: dict[str, str] = {
     "decode_head.conv_cat.conv": "head.conv.conv",
     "decode_head.conv_cat.bn": "head.conv.norm",
     "decode_head.conv_seg": "head.classifier",
-    "auxiliary_head.convs.0.conv": "aux_head.conv.conv",
-    "auxiliary_head.convs.0.bn": "aux_head.conv.norm",
-    "auxiliary_head.conv_seg": "aux_head.classifier",
+    **AUXILIARY_HEAD,
 }
 
 _FIRST = "backbone.network.conv1.0.weight"
@@ -75,16 +68,6 @@ def _from_in_place(name: str, value: Tensor) -> Tensor:
     """RGB, and norms that multiply by what in-place batch norm makes of their weights: the only ones with one axis."""
     is_norm = value.ndim == 1 and name.endswith(".weight")
     return value.abs() + _EPSILON if is_norm else _turned(name, value)
-
-
-def with_axis(name: str, value: Tensor) -> Tensor:
-    """mmsegmentation's factors γ have no axis, ours have one."""
-    return value.reshape(1) if name.endswith(".gamma") and value.ndim == 0 else value
-
-
-def without_axis(name: str, value: Tensor) -> Tensor:
-    """The way back of `with_axis`."""
-    return value.reshape(()) if name.endswith(".gamma") and value.shape == (1,) else value
 
 
 OFFICIAL = Layout(

@@ -10,17 +10,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from seg_models.weights.mmseg import RESNET_V1C
 from seg_models.weights.published import Layout
 
-_BACKBONE: dict[str, str] = {
-    "backbone": "backbone.network",
-    "backbone.stem.0": "backbone.network.conv1.0",
-    "backbone.stem.1": "backbone.network.conv1.1",
-    "backbone.stem.3": "backbone.network.conv1.3",
-    "backbone.stem.4": "backbone.network.conv1.4",
-    "backbone.stem.6": "backbone.network.conv1.6",
-    "backbone.stem.7": "backbone.network.bn1",
-}
 _BLOCK: dict[str, str] = {
     "norm_low": "norm_low",
     "norm_high": "norm_high",
@@ -37,7 +29,7 @@ _BLOCK: dict[str, str] = {
     "mlp.4": "ffn.project",
 }
 _CFT: dict[str, str] = {
-    **_BACKBONE,
+    **RESNET_V1C,
     "decode_head.lateral_convs": "laterals",
     "decode_head.fpn_convs": "level_convs",
     **{f"decode_head.cfts.{i}.{theirs}": f"blocks.{i}.{ours}" for i in range(3) for theirs, ours in _BLOCK.items()},
@@ -46,7 +38,7 @@ _CFT: dict[str, str] = {
     "decode_head.conv_seg": "classifier.conv",
 }
 _SEMFPN: dict[str, str] = {
-    **_BACKBONE,
+    **RESNET_V1C,
     **{f"neck.lateral_convs.{i}.conv": f"pyramid.laterals.{i}" for i in range(4)},
     **{f"neck.fpn_convs.{i}.conv": f"pyramid.convs.{i}" for i in range(4)},
     **{  # between two convolutions stands an upsampling

@@ -9,7 +9,7 @@ in the order sum, positions, channels.
 
 from __future__ import annotations
 
-from seg_models.weights.ccnet_names import with_axis, without_axis
+from seg_models.weights.mmseg import AUXILIARY_HEAD, RESNET_V1C, with_axis, without_axis
 from seg_models.weights.published import Layout
 
 _OFFICIAL = {
@@ -33,13 +33,7 @@ _OFFICIAL = {
 }
 
 _MMSEG = {
-    "backbone": "backbone.network",
-    "backbone.stem.0": "backbone.network.conv1.0",
-    "backbone.stem.1": "backbone.network.conv1.1",
-    "backbone.stem.3": "backbone.network.conv1.3",
-    "backbone.stem.4": "backbone.network.conv1.4",
-    "backbone.stem.6": "backbone.network.conv1.6",
-    "backbone.stem.7": "backbone.network.bn1",
+    **RESNET_V1C,
     "decode_head.pam_in_conv.conv": "position.reduce.conv",
     "decode_head.pam_in_conv.bn": "position.reduce.norm",
     "decode_head.cam_in_conv.conv": "channel.reduce.conv",
@@ -56,9 +50,7 @@ _MMSEG = {
     "decode_head.pam_conv_seg": "position_classifier.conv",
     "decode_head.cam_conv_seg": "channel_classifier.conv",
     "decode_head.conv_seg": "classifier.conv",
-    "auxiliary_head.convs.0.conv": "aux_head.conv.conv",
-    "auxiliary_head.convs.0.bn": "aux_head.conv.norm",
-    "auxiliary_head.conv_seg": "aux_head.classifier",
+    **AUXILIARY_HEAD,
 }
 
 

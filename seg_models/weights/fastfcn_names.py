@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from seg_models.weights.mmseg import AUXILIARY_HEAD, RESNET_V1C
 from seg_models.weights.published import Layout, keep
 
 Table = Mapping[str, str]
@@ -109,9 +110,7 @@ _OFFICIAL_HEADS: dict[str, Table] = {
     },
 }
 _MMSEG_BODY: Table = {
-    "backbone": "backbone.network",
-    **{f"backbone.stem.{number}": f"backbone.network.conv1.{number}" for number in (0, 1, 3, 4, 6)},
-    "backbone.stem.7": "backbone.network.bn1",
+    **RESNET_V1C,
     **{f"neck.conv_layers.{number}.0.conv": f"upsampling.levels.{number}.conv" for number in range(3)},
     **{f"neck.conv_layers.{number}.0.bn": f"upsampling.levels.{number}.norm" for number in range(3)},
     **{
@@ -124,9 +123,7 @@ _MMSEG_BODY: Table = {
             ("pointwise_conv.bn", "norm"),
         )
     },
-    "auxiliary_head.convs.0.conv": "aux_head.conv.conv",
-    "auxiliary_head.convs.0.bn": "aux_head.conv.norm",
-    "auxiliary_head.conv_seg": "aux_head.classifier",
+    **AUXILIARY_HEAD,
 }
 _MMSEG_FUSE: Table = {
     "decode_head.bottleneck.conv": "head.fuse.conv.conv",

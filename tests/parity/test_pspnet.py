@@ -109,6 +109,7 @@ def test_the_whole_network_equals_a_plain_composition() -> None:
     spec = PSPNetSpec(backbone=BackboneSpec(name="resnet50", output_stride=8), head_channels=32, aux_channels=256)
     model = spec.build(21).eval()
     assert isinstance(model, PSPNet)
+    assert isinstance(model.context, PyramidPooling)
     randomize_norms(model)
     reference = fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True).backbone.eval()
     reference.load_state_dict(model.backbone.network.state_dict())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -11,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from seg_models.parts.attention import position_attention, without_autocast
+from tests.largest_tensor import LargestTensor
 
 
 def make_tokens(
@@ -140,20 +139,6 @@ def test_energies_in_bfloat16_would_be_too_coarse() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = position_attention(queries, keys, values)
     torch.testing.assert_close(found, all_pairs(queries, keys, values), rtol=1e-4, atol=1e-4)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers how many elements the largest tensor had."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.elements = max(self.elements, result.numel())
-        return result
 
 
 def test_weights_of_all_pairs_are_never_held_neither_forward_nor_backward() -> None:

@@ -30,7 +30,7 @@ from seg_models.parts.category_consistency import category_terms, labels_at_cell
 from seg_models.parts.losses import true_class_probabilities, upsampled_cross_entropy, without_easy_pixels
 from seg_models.recipes import resolve_recipe
 from seg_models.spec import preset
-from tests.seg_models.test_losses import LargestTensor
+from tests.largest_tensor import LargestTensor
 
 VOID = 99
 TINY = CCNetSpec(backbone=BackboneSpec(name="mobilenetv2_035", output_stride=16), channels=16, aux_channels=16)

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seg_models import describe_model
-from seg_models.architectures.danet import ChannelAttention, Classifier, DANet, DANetSpec, PositionAttention
-from seg_models.backbones.multi_grid import set_multi_grid
+from seg_models.architectures.danet import ChannelAttention, DANet, DANetSpec, PositionAttention
+from seg_models.backbones.dilation import set_multi_grid
 from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.export import FullSizeScores
 from seg_models.models import change_spec
 from seg_models.outputs import SemanticTarget
+from seg_models.parts.heads import Classifier
 from seg_models.parts.layers import ConvNormAct
 from seg_models.recipes import resolve_recipe
 from seg_models.spec import preset

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from seg_models.outputs import SemanticTarget
 from seg_models.parts.encoding import ContextEncoding, Encoding, presence_loss
+from tests.largest_tensor import LargestTensor
 
 VOID = 99
 
@@ -54,21 +52,6 @@ def test_codewords_and_scales_begin_where_the_paper_says() -> None:
     with torch.no_grad():
         assert 0.99 * bound < float(layer.codewords.abs().max()) <= bound
         assert -1 <= float(layer.scale.min()) < float(layer.scale.max()) <= 0
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers how many elements the largest tensor had."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(value, Tensor):
-                self.elements = max(self.elements, value.numel())
-        return result
 
 
 def test_no_tensor_is_larger_than_the_features_forward_or_backward() -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from seg_models.parts.losses import upsampled_cross_entropy
+from tests.largest_tensor import LargestTensor
 
 VOID = 99
 
@@ -103,20 +101,6 @@ def test_a_loss_inside_a_sum_scales_its_gradient() -> None:
     _, once = with_gradient(upsampled_cross_entropy(logits, labels, void=VOID), logits)
     _, scaled = with_gradient(0.4 * upsampled_cross_entropy(logits, labels, void=VOID), logits)
     torch.testing.assert_close(scaled, 0.4 * once)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers how many elements the largest tensor had."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.elements = max(self.elements, result.numel())
-        return result
 
 
 def test_no_tensor_as_large_as_the_enlarged_scores_is_ever_made() -> None:

