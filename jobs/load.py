@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from seg_models.spec import did_you_mean
+from seg_models.spec import ModelSpec, did_you_mean, preset, spec_class
 
 JobType = TypeVar("JobType", bound=BaseModel)
 # A name stands for a whole table; when a flag changes one key of it, the name moves to this key of the table.
@@ -105,7 +105,7 @@ def load_job(kind: type[JobType], *, path: str | None, flags: Mapping[str, Any])
     try:
         return kind.model_validate(table)
     except ValidationError as error:
-        problems = [_Problem(kind, detail) for detail in error.errors()]
+        problems = [_Problem(kind, detail, table) for detail in error.errors()]
         told = [problem for problem in problems if not problem.follows_from(problems)]
         lines = [f"{problem.origin(path, flags)}: {problem.text()}" for problem in told]
         raise ValueError("\n".join(dict.fromkeys(lines))) from error
@@ -140,9 +140,9 @@ def _change_entries(entries: list[Any], changes: Mapping[str, Any], key: str) ->
 class _Problem:
     """One thing that is wrong, in words for the person who wrote the file."""
 
-    def __init__(self, kind: type[BaseModel], detail: Any) -> None:
+    def __init__(self, kind: type[BaseModel], detail: Any, table: Any) -> None:
         self.detail = detail
-        self.keys, self.known = _follow(kind, detail["loc"])
+        self.keys, self.known = _follow(kind, detail["loc"], table)
         self.dotted = ".".join(self.keys)
 
     def origin(self, path: str | None, flags: Mapping[str, Any]) -> str:
@@ -185,13 +185,14 @@ class _Problem:
         return f"{self.dotted}: found {_short(found)}; {message[0].lower()}{message[1:]}"
 
 
-def _follow(kind: type[BaseModel], place: Sequence[Any]) -> tuple[list[str], list[str]]:
+def _follow(kind: type[BaseModel], place: Sequence[Any], table: Any) -> tuple[list[str], list[str]]:
     """The dotted key of a pydantic location without the names of union branches, and the keys allowed beside it."""
     keys: list[str] = []
     current: Any = kind
     beside: list[type[BaseModel]] = []
+    found, above = table, None
     for part in place:
-        options = _classes(current)
+        options = [_chosen(option, found, above) for option in _classes(current)]
         holders = [option for option in options if part in option.model_fields]
         tagged = [option for option in options if _tag(option) == part]
         if holders:
@@ -204,7 +205,31 @@ def _follow(kind: type[BaseModel], place: Sequence[Any]) -> tuple[list[str], lis
         elif not isinstance(part, int):
             beside = options
         keys.append(str(part))
+        found, above = _inside(found, part), found
     return keys, sorted({name for option in beside for name in option.model_fields})
+
+
+def _inside(value: Any, part: Any) -> Any:
+    """What a file holds at a key or number, or None."""
+    if isinstance(value, Mapping):
+        return value.get(part)
+    return value[part] if isinstance(value, list) and isinstance(part, int) and part < len(value) else None
+
+
+def _chosen(option: type[BaseModel], found: Any, above: Any) -> type[BaseModel]:
+    """The settings of the architecture that a file means where a model's settings are wanted."""
+    if option is not ModelSpec or not isinstance(found, Mapping):
+        return option
+    try:
+        if "preset" in found:
+            return type(preset(str(found["preset"])))
+        if "arch" in found:
+            return spec_class(str(found["arch"]))
+        from seg_models.recipes import resolve_recipe  # torch, which only an error about a model needs
+
+        return type(resolve_recipe(above["base"]).model)
+    except (KeyError, TypeError, ValueError):
+        return option
 
 
 def _is_branch(part: Any) -> bool:

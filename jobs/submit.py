@@ -35,13 +35,14 @@ STAYS_HERE = re.compile(
 """What names a file, a profile or an identity of this machine."""
 DATABASES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 USAGE = """usage: segray submit VERB job.toml [--address URL] [--no-follow] [--no-code] [--python PATH]
-                                         [--submission-id ID] [--key value ...]
+                                         [--submission-id ID] [--include PATH ...] [--key value ...]
 
 Sends the job to the Ray cluster at URL (default RAY_API_SERVER_ADDRESS, else RAY_ADDRESS), follows its log and ends
 with its exit code. The token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. Relative places start
 at the folder where submit is called. Sent again while it runs, the running job is followed; after its end it starts
 once more and continues what it left.
   --no-code   segray is installed on the cluster
+  --include   a package or module of your own that the job imports, such as an architecture; may be given again
   --python    the Python on the head node that has segray's dependencies (default: the first on its PATH)
   --dry-run   show what would be sent"""
 
@@ -57,6 +58,8 @@ class SubmitOptions:
     submission_id: str = ""
     own_id: bool = False
     """The user chose the id; Ray refuses one that was used before."""
+    include: tuple[Path, ...] = ()
+    """Packages and modules of the user's own."""
     dry_run: bool = False
 
 
@@ -79,7 +82,7 @@ def submit_command(arguments: Sequence[str]) -> int:
     options.submission_id = options.submission_id or submission_id(verb, job.name, text)
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "package"
-        size = build_package(package, job_json=text, code=options.code)
+        size = build_package(package, job_json=text, code=options.code, include=options.include)
         print(
             f"submit {verb}: job {options.submission_id} to {options.address}, package {size / 1e6:.2f} MB", flush=True
         )
@@ -121,6 +124,8 @@ def _split(arguments: list[str]) -> tuple[SubmitOptions, list[str]]:
                 options.submission_id, options.own_id = inline if given else next(waiting, ""), True
             case "--python":
                 options.python = inline if given else next(waiting, "")
+            case "--include":
+                options.include += (_own_code(inline if given else next(waiting, "")),)
             case "--follow":
                 options.follow = True
             case "--no-follow":
@@ -136,8 +141,25 @@ def _split(arguments: list[str]) -> tuple[SubmitOptions, list[str]]:
     return options, rest
 
 
-def build_package(folder: Path, *, job_json: str, code: bool) -> int:
-    """Lay the working folder of the job out: job.json and, unless the cluster has segray, the three packages.
+def _own_code(text: str) -> Path:
+    """The package or module that `--include` names.
+
+    Raises:
+        ValueError: there is none, or its name is that of one of ours.
+    """
+    path = Path(text)
+    if not text or not (path.is_dir() or (path.is_file() and path.suffix == ".py")):
+        above = path.parent if path.parent.is_dir() else Path()
+        hint = did_you_mean(path.name, [entry.name for entry in above.iterdir()])
+        raise ValueError(f"--include: {text!r} is neither a folder nor a .py file{hint}")
+    name = path.resolve().name
+    if name in PACKAGES:
+        raise ValueError(f"--include: {text!r} would take the place of segray's own {name!r}; give it another name")
+    return path.resolve()
+
+
+def build_package(folder: Path, *, job_json: str, code: bool, include: Sequence[Path] = ()) -> int:
+    """Lay the working folder of the job out: job.json, the user's own code and, unless the cluster has segray, ours.
 
     Returns:
         Its size in bytes.
@@ -147,10 +169,14 @@ def build_package(folder: Path, *, job_json: str, code: bool) -> int:
     """
     folder.mkdir(parents=True)
     (folder / "job.json").write_text(job_json)
-    if code:
-        root = Path(__file__).resolve().parent.parent
-        for package in PACKAGES:
-            shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    root = Path(__file__).resolve().parent.parent
+    ours = [root / package for package in PACKAGES] if code else []
+    for source in (*ours, *include):
+        target = folder / source.name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
+        else:
+            shutil.copy2(source, target)
     files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_size)
     size = sum(path.stat().st_size for path in files)
     if size > MAX_PACKAGE_MB * 1e6:

@@ -63,6 +63,9 @@ def import_object(path: str) -> Any:
         raise ValueError(f"{path!r} is not of the form 'package.module:Name'")
     try:
         return getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        hint = "; install it, or name its folder in PYTHONPATH" if module_name.startswith(str(error.name)) else ""
+        raise ValueError(f"{path!r} cannot be imported: {error}{hint}") from error
     except ImportError as error:
         raise ValueError(f"{path!r} cannot be imported: {error}") from error
     except AttributeError as error:

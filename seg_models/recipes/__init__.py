@@ -8,7 +8,7 @@ from typing import Any
 from seg_models.models import change_spec
 from seg_models.recipes import ccnet, cft, danet, dense, fastfcn, gated_scnn, hmsa, pspnet
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe, ScheduleSpec
-from seg_models.spec import ModelSpec, did_you_mean, import_object, merge, resolve_model_spec
+from seg_models.spec import ModelSpec, did_you_mean, import_object, merge
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     function.__name__: function
@@ -55,10 +55,13 @@ def _named(name: str) -> Recipe:
     return RECIPES[name]()
 
 
-def _changed_model(base: ModelSpec, changes: ModelSpec | str | Mapping[str, Any]) -> ModelSpec:
+def _changed_model(
+    base: ModelSpec, changes: ModelSpec | str | Mapping[str, Any]
+) -> ModelSpec | str | Mapping[str, Any]:
+    """The base's model changed, or the other model that is named: the recipe reads it and tells where it is wrong."""
     if isinstance(changes, Mapping) and not {"preset", "arch"} & set(changes):
         return change_spec(base, changes)
-    return resolve_model_spec(changes)
+    return changes
 
 
 __all__ = [

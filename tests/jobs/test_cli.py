@@ -40,6 +40,27 @@ def test_a_misspelt_key_names_file_key_and_the_nearest(tmp_path: Path, capsys: p
     )
 
 
+@pytest.mark.parametrize("named", ['preset = "pspnet_resnet50"', 'arch = "pspnet"'])
+@pytest.mark.parametrize("base", ["", 'base = "danet_resnet50_voc"'])
+def test_a_misspelt_key_of_a_model_is_answered_with_its_architectures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], named: str, base: str
+) -> None:
+    table = f'name = "x"\n[recipe]\n{base}\n[recipe.model]\n{named}\nhead_channel = 3\n[[data]]\ndataset = "d"\n'
+    job = write(tmp_path / "job.toml", table)
+    code, text = failing(["train", job], capsys)
+    assert code == 2
+    assert f"{job}: recipe.model.head_channel: unknown key (did you mean 'head_channels'?); allowed: arch," in text
+
+
+def test_a_misspelt_key_inside_a_model_is_answered_with_that_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = '[recipe.model]\npreset = "hmsa_w48"\ninner = {arch = "pspnet", bin = [1]}\n[[data]]\ndataset = "d"\n'
+    code, text = failing(["train", write(tmp_path / "job.toml", f'name = "x"\n{table}')], capsys)
+    assert code == 2
+    assert "recipe.model.inner.bin: unknown key (did you mean 'bins'?); allowed: arch, aux_channels" in text
+
+
 def test_every_problem_of_a_file_is_named_at_once(tmp_path: Path) -> None:
     path = write(tmp_path / "job.toml", 'dataset = 3\nsplitt = "x"\n')
     with pytest.raises(ValueError, match="checkpoint: is needed") as caught:

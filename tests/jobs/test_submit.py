@@ -42,6 +42,39 @@ def test_without_code_only_the_job_travels(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["job.json"]
 
 
+def test_code_of_ones_own_travels_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "acme" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "acme" / "nets.py").write_text("")
+    (tmp_path / "lone.py").write_text("")
+    include = [tmp_path / "acme", tmp_path / "lone.py"]
+    submit.build_package(tmp_path / "p", job_json="{}", code=False, include=include)
+    found = {str(path.relative_to(tmp_path / "p")) for path in (tmp_path / "p").rglob("*") if path.is_file()}
+    assert found == {"job.json", "acme/nets.py", "lone.py"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("acne", r"--include: 'acne' is neither a folder nor a \.py file .did you mean 'acme'"),
+        ("jobs", "would take the place of segray's own 'jobs'"),
+    ],
+)
+def test_what_cannot_be_included_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    job_file: str,
+    name: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "acme").mkdir()
+    (tmp_path / "jobs").mkdir()
+    arguments = ["submit", "evaluate", job_file, "--address", "http://127.0.0.1:1", "--include", name, "--dry-run"]
+    assert cli.run(arguments) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
 def test_a_package_that_is_too_large_names_its_largest_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submit, "MAX_PACKAGE_MB", 0.01)
     with pytest.raises(ValueError, match=r"over the limit of 0.01 MB; largest: .*\.(py|txt)"):
