@@ -34,6 +34,7 @@ VERBS: dict[str, Verb] = {
     "train": Verb("TrainJob", "jobs.train", "datasets and a recipe -> a checkpoint"),
     "autolabel": Verb("AutolabelJob", "jobs.autolabel", "a teacher checkpoint and images -> a label set"),
     "evaluate": Verb("EvaluateJob", "jobs.evaluate", "a checkpoint and a labelled split -> metrics and pictures"),
+    "compare": Verb("CompareJob", "jobs.compare", "two evaluations of the same images -> what each class gained"),
     "predict": Verb("PredictJob", "jobs.predict", "a checkpoint and any images -> label maps"),
     "export": Verb("ExportJob", "jobs.export", "a checkpoint -> torch.export and ONNX files"),
     "import": Verb("ImportJob", "jobs.import_weights", "a published checkpoint -> a checkpoint of ours"),

@@ -15,7 +15,18 @@ from seg_models.weights.ensembles import split_folder
 from seg_models.weights.files import PACKAGE
 
 JobType = TypeVar("JobType", bound=BaseModel)
-KEYS = {"dataset", "output", "checkpoint", "init_from", "import_from", "run", "data", "weights"}
+KEYS = {
+    "dataset",
+    "output",
+    "checkpoint",
+    "baseline",
+    "evaluation",
+    "init_from",
+    "import_from",
+    "run",
+    "data",
+    "weights",
+}
 SOURCE_KEYS = {"root", "images", "labels", "classes", "index", "synsets"}
 LIST_FILES = {("source", "splits"), ("source", "classes")}  # tables and lists whose entries may be text files
 FOREIGN_TABLES = {"model_kwargs", "arguments"}  # their keys belong to other libraries

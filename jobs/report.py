@@ -17,6 +17,7 @@ from jobs.report_sections import (
     classifiers_section,
     evaluation_sections,
     export_section,
+    gains_section,
     import_section,
     labels_section,
     sources_section,
@@ -32,6 +33,7 @@ TITLES = {
     "autolabel": "Auto-labels",
     "train": "Training",
     "evaluate": "Evaluation",
+    "compare": "Comparison",
     "predict": "Prediction",
     "check": "Dataset check",
     "export": "Export",
@@ -41,6 +43,7 @@ TITLES = {
 FIGURES = {
     "miou": "mIoU",
     "pixel_accuracy": "pixel accuracy",
+    "miou_gain": "gain in mIoU",
     "loss": "last loss",
     "images_in": "images in",
     "labelled": "labelled",
@@ -151,6 +154,7 @@ def run_sections(folder: str, result: Mapping[str, Any]) -> list[str]:
         classifiers_section(result),
         labels_section(result),
         *evaluation_sections(folder, result),
+        gains_section(result),
         export_section(result),
         import_section(result),
         job_section(folder),
@@ -160,7 +164,7 @@ def run_sections(folder: str, result: Mapping[str, Any]) -> list[str]:
 def figures_section(result: Mapping[str, Any]) -> str:
     """What went in, what came out, how fast."""
     figures = {shown: result[key] for key, shown in FIGURES.items() if isinstance(result.get(key), (int, float))}
-    scores = sum(key in result for key in ("miou", "pixel_accuracy"))
+    scores = sum(key in result for key in ("miou", "pixel_accuracy", "miou_gain"))
     phases = {name: float(value) for name, value in (result.get("phases") or {}).items()}
     return html.section(
         "Figures",

@@ -37,6 +37,23 @@ def bars(values: Mapping[str, float], *, limit: float | None = None, suffix: str
     return f'<div class="scroll"><table class="bars"><tbody>{"".join(lines)}</tbody></table></div>'
 
 
+def gains(values: Mapping[str, float]) -> str:
+    """Bars of differences in points around a common zero: gains to the right, losses to the left."""
+    if not values:
+        return ""
+    low, high = min(0.0, *values.values()), max(0.0, *values.values())
+    width = (high - low) or 1.0
+    lines = []
+    for name, value in values.items():
+        start, share = (min(value, 0.0) - low) / width, abs(value) / width
+        color = "c3" if value >= 0 else "cbad"
+        lines.append(
+            f'<tr><th scope="row">{escape(name)}</th><td class="track"><div class="fill {color}" '
+            f'style="margin-left:{start:.1%};width:{share:.1%}"></div></td><td class="n">{value:+.2f}</td></tr>'
+        )
+    return f'<div class="scroll"><table class="bars"><tbody>{"".join(lines)}</tbody></table></div>'
+
+
 def color_of(place: int) -> int:
     """Number of the colour of the series at a place; they repeat."""
     return place % NUM_COLORS + 1

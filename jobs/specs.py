@@ -164,6 +164,17 @@ class EvaluateJob(Job):
     num_worst: int = Field(8, ge=0)
 
 
+class CompareJob(Job):
+    """Two evaluations of the same images -> what each class gained."""
+
+    name: str = "compare"
+    baseline: str
+    """Folder of the evaluation that gains are counted from."""
+    evaluation: str
+    """Folder of the evaluation that may have gained."""
+    output: str = "out/compare"
+
+
 class AutolabelJob(Job):
     """A teacher checkpoint and images -> a label set; or another one from what a teacher said before."""
 

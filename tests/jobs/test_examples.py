@@ -26,6 +26,7 @@ def test_there_is_an_example_for_every_verb_that_takes_a_file() -> None:
         "train",
         "autolabel",
         "evaluate",
+        "compare",
         "predict",
         "export",
         "import",

@@ -1,0 +1,197 @@
+"""`segray compare`: two evaluations of the same images -> what each class gained, as table, chart and page.
+
+CFT shows its gains over SemFPN so (arXiv 2308.05581, figure 1).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from jobs.dry_run import show_plan
+from jobs.specs import CompareJob
+from jobs.tracked_run import metric_key
+from jobs.tracking import check_tracking, track
+from pipelines import storage
+from seg_models.names import did_you_mean
+
+SAME = ("uri", "labels", "split", "fingerprint")
+"""What two evaluations of the same pixels have in common."""
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `segray evaluate` left in a folder."""
+
+    folder: str
+    result: dict[str, Any]
+    images: dict[str, float]
+    """Image id -> mIoU of that image; images without a class that counts are absent."""
+
+    @property
+    def iou(self) -> dict[str, float | None]:
+        """Class -> IoU; None where it occurs neither in truth nor in prediction."""
+        return {row["class"]: row["iou"] for row in self.result["classes"]}
+
+
+def run(job: CompareJob, *, dry_run: bool = False) -> dict[str, Any]:
+    """Compare; write `gains.csv`, `gains.png`, `job.json` and `result.json`.
+
+    Returns:
+        The result, or the plan of a dry run.
+
+    Raises:
+        ValueError: a folder holds no evaluation, or the two looked at different data.
+    """
+    before, after = (read_evaluation(getattr(job, key), key=key) for key in ("baseline", "evaluation"))
+    check_same_data(before, after)
+    output = storage.normalise(job.output)
+    if dry_run:
+        check_tracking(job, dry_run=True)
+        return show_plan(job, {"classes": len(before.iou), "images": len(before.images), "writes": output})
+    storage.check_writable(output)
+    check_tracking(job)
+    with track(job, verb="compare", output=output) as tracked:
+        table = compare(before, after) | {"verb": "compare", "mlflow": tracked.address}
+        storage.write_text(storage.join(output, "job.json"), job.model_dump_json(indent=2))
+        storage.write_text(storage.join(output, "gains.csv"), as_csv(table))
+        storage.write_bytes(storage.join(output, "gains.png"), chart(table))
+        storage.write_text(storage.join(output, "result.json"), json.dumps(table, indent=2))
+        gains = {metric_key("compare", "gain", row["class"]): row["gain"] for row in ordered(table)}
+        tracked.log_metrics({"compare/miou_gain": table["miou_gain"]} | gains)
+        tracked.log_dict(table, "result.json")
+    print(summary(table))
+    return table
+
+
+def read_evaluation(folder: str, *, key: str) -> Evaluation:
+    """The figures of an evaluation.
+
+    Raises:
+        ValueError: the folder holds no finished run, or one of another verb.
+    """
+    place = storage.normalise(folder)
+    path = storage.join(place, "result.json")
+    if not storage.exists(path):
+        above = storage.parent(place)
+        beside = storage.list_dirs(above) if storage.is_dir(above) else []
+        hint = did_you_mean(place.rpartition("/")[2], beside)
+        raise ValueError(f"{key}: {place}: no finished evaluation here (result.json is missing){hint}")
+    result: dict[str, Any] = json.loads(storage.read_bytes(path))
+    if result.get("verb") != "evaluate":
+        raise ValueError(f"{key}: {place}: found a run of {result.get('verb')!r}, one of 'evaluate' is needed")
+    rows = csv.DictReader(io.StringIO(storage.read_bytes(storage.join(place, "per_image.csv")).decode()))
+    scores = {row["id"]: float(row["miou"] or "nan") for row in rows}
+    return Evaluation(place, result, {name: score for name, score in scores.items() if not math.isnan(score)})
+
+
+def check_same_data(before: Evaluation, after: Evaluation) -> None:
+    """Refuse figures that say nothing about each other.
+
+    Raises:
+        ValueError: other classes, or another data set, label set, split or state of them.
+    """
+    if tuple(before.iou) != tuple(after.iou):
+        raise ValueError(
+            f"evaluation: {after.folder}: its classes ({', '.join(after.iou)}) are not those of the baseline "
+            f"({', '.join(before.iou)})"
+        )
+    for key in SAME:
+        was, now = (one.result["dataset"][key] for one in (before, after))
+        if was != now:
+            raise ValueError(f"evaluation: {after.folder}: looked at {key} {now!r}, the baseline at {was!r}")
+
+
+def compare(before: Evaluation, after: Evaluation) -> dict[str, Any]:
+    """Gains of every class, of mIoU, and of single images with the interval of a paired bootstrap."""
+    gains = []
+    for name, was in before.iou.items():
+        now = after.iou[name]
+        gain = None if was is None or now is None else now - was
+        gains.append({"class": name, "baseline": was, "evaluation": now, "gain": gain})
+    shared = sorted(before.images.keys() & after.images.keys())
+    differences = np.array([after.images[name] - before.images[name] for name in shared])
+    return {
+        "baseline": {"uri": before.folder, "miou": before.result["miou"], "checkpoint": before.result["checkpoint"]},
+        "evaluation": {"uri": after.folder, "miou": after.result["miou"], "checkpoint": after.result["checkpoint"]},
+        "miou_gain": after.result["miou"] - before.result["miou"],
+        "gains": gains,
+        "per_image": per_image(differences),
+    }
+
+
+def per_image(differences: NDArray[np.float64]) -> dict[str, Any] | None:
+    """Mean difference of the images' mIoU and its 95 % interval; None without images.
+
+    The interval is that of a paired bootstrap (Efron, 1979) over images with a fixed seed: the mean of as many images,
+    drawn with replacement, again and again.
+    """
+    if not len(differences):
+        return None
+    rng = np.random.default_rng(0)
+    means = [differences[rng.integers(0, len(differences), len(differences))].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return {
+        "images": len(differences),
+        "better": int((differences > 0).sum()),
+        "worse": int((differences < 0).sum()),
+        "mean_gain": float(differences.mean()),
+        "interval": [float(low), float(high)],
+    }
+
+
+def ordered(table: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the classes that both know, the largest gain first."""
+    return sorted((row for row in table["gains"] if row["gain"] is not None), key=lambda row: -row["gain"])
+
+
+def as_csv(table: dict[str, Any]) -> str:
+    """Class, IoU of both and gain, in the order of the class list."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["class", "baseline", "evaluation", "gain"])
+    writer.writeheader()
+    writer.writerows(table["gains"])
+    return text.getvalue()
+
+
+def chart(table: dict[str, Any]) -> bytes:
+    """A PNG with one bar a class, the largest gain first."""
+    rows = ordered(table)
+    figure = Figure(figsize=(max(4.0, 0.28 * len(rows) + 1.5), 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    gains = [100 * row["gain"] for row in rows]
+    axes.bar(range(len(rows)), gains, color=["#2a7f62" if gain >= 0 else "#b5473c" for gain in gains])
+    axes.set_xticks(range(len(rows)), [row["class"] for row in rows], rotation=90, fontsize=7)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_ylabel("gain in IoU, points")
+    axes.margins(x=0.01)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=200)
+    return data.getvalue()
+
+
+def summary(table: dict[str, Any]) -> str:
+    """What a person wants to know first."""
+    was, now = table["baseline"]["miou"], table["evaluation"]["miou"]
+    lines = [f"mIoU {was:.4f} -> {now:.4f} ({table['miou_gain']:+.4f})"]
+    rows = ordered(table)
+    for what, row in (("most", rows[0]), ("least", rows[-1])) if rows else ():
+        lines.append(
+            f"{what} gained: {row['class']} {row['baseline']:.4f} -> {row['evaluation']:.4f} ({row['gain']:+.4f})"
+        )
+    if (single := table["per_image"]) is not None:
+        low, high = single["interval"]
+        lines.append(
+            f"images: {single['better']} better, {single['worse']} worse of {single['images']}; mean of their mIoU "
+            f"{single['mean_gain']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+        )
+    return "\n".join(lines)
