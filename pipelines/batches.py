@@ -111,6 +111,7 @@ class BatchStream:
         self._order = order
         self._augment = augment
         self._void = order.index.label_space.void
+        self._mirrored = order.index.label_space.mirrored
         self._ahead = ahead
         self._plan = self._addresses(global_batch, range(start_step, steps), accumulate, rank, world)
         self._cache = ShardCache(order.index, capacity=order.open_shards(world) + num_threads)
@@ -161,7 +162,8 @@ class BatchStream:
             image = decode_image(shard.images[sample.row].as_py())
             label = decode_label(shard.labels[sample.row].as_py())
             rng = sample_rng(sample_id, seed=self._order.seed, epoch=sample.epoch)
-            return sample_id, *augment(image, label, spec=self._augment, void=self._void, rng=rng)
+            crop = augment(image, label, spec=self._augment, void=self._void, rng=rng, mirrored=self._mirrored)
+            return sample_id, *crop
         except ValueError as error:
             part = self._order.index.parts[sample.part].part
             raise ValueError(f"{part} shard {sample.key} row {sample.row} id {sample_id!r}: {error}") from error

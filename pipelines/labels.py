@@ -64,6 +64,8 @@ class LabelSpace(Spec):
     """Raw ids that mean void; default: the void index itself where it is no raw id of a class."""
     background: int | None = None
     """Index of the class that means "none of the others", if there is one."""
+    mirror_pairs: tuple[tuple[int, int], ...] = ()
+    """Pairs of indices that change places in a mirrored image, such as left arm and right arm."""
 
     @model_validator(mode="before")
     @classmethod
@@ -95,6 +97,9 @@ class LabelSpace(Spec):
             raise ValueError(f"raw ids {sorted(both)} are both a class and void")
         if self.background is not None and not 0 <= self.background < count:
             raise ValueError(f"background {self.background} is no class index (0..{count - 1})")
+        paired = [index for pair in self.mirror_pairs for index in pair]
+        if len(set(paired)) != len(paired) or not set(paired) <= set(range(count)):
+            raise ValueError(f"mirror_pairs {self.mirror_pairs} must name class indices (0..{count - 1}), each once")
         return self
 
     @property
@@ -106,6 +111,14 @@ class LabelSpace(Spec):
     def void(self) -> int:
         """The index of pixels without a known class: 255 for at most 255 classes, else 65535."""
         return _void_of(self.num_classes)
+
+    @property
+    def mirrored(self) -> tuple[int, ...]:
+        """What each class index is in a mirrored image."""
+        places = list(range(self.num_classes))
+        for left, right in self.mirror_pairs:
+            places[left], places[right] = right, left
+        return tuple(places)
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -80,7 +80,8 @@ def make_predictor(checkpoint: Checkpoint, *, spec: PredictorSpec, device: Devic
         raise ValueError(f"compute.gpus: machine {os.uname().nodename} has no GPU that torch can use")
     torch.set_num_threads(threads)
     keep_freed_memory()
-    return Predictor(load_checkpoint(checkpoint, device=device).model, spec=spec, device=device)
+    model, mirrored = load_checkpoint(checkpoint, device=device).model, checkpoint.label_space.mirrored
+    return Predictor(model, spec=spec, device=device, mirrored=mirrored)
 
 
 def device_of(compute: ComputeSpec) -> Device:

@@ -5,6 +5,7 @@ H W pixels of the stored image, h w pixels of the training crop.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +40,7 @@ def augment(
     spec: AugmentSpec,
     void: int,
     rng: np.random.Generator,
+    mirrored: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """Resize, cut a random crop, change its colours, pad and flip.
 
@@ -48,6 +50,7 @@ def augment(
         spec: The settings; padding goes below and to the right.
         void: Label of the padding.
         rng: Source of all randomness; the same state gives the same crop.
+        mirrored: What each class index is in a mirrored image; default: what it was.
 
     Returns:
         image (3, h, w) uint8 and label (h, w) int64. Images are resized bilinearly with antialiasing, labels to the
@@ -67,8 +70,17 @@ def augment(
     classes = _nearest(label, size=size, rows=rows, columns=columns)
     pixels, classes = _pad(pixels, classes, crop=spec.crop, void=void)
     if draws.flip < spec.flip:
-        pixels, classes = pixels.flip(-1), classes.flip(-1)
+        pixels, classes = pixels.flip(-1), _renamed(classes.flip(-1), mirrored)
     return pixels.contiguous(), classes.contiguous()
+
+
+def _renamed(classes: Tensor, mirrored: Sequence[int]) -> Tensor:
+    """Other indices for some classes; void, which is none of them, stays."""
+    renamed = classes.clone()
+    for before, after in enumerate(mirrored):
+        if before != after:
+            renamed[classes == before] = after
+    return renamed
 
 
 def target_size(size: tuple[int, ...], *, spec: AugmentSpec, draw: float) -> tuple[int, int]:

@@ -8,7 +8,7 @@ Shapes: K classes, H W pixels of the original image, h w cells of a pass, r rows
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -93,9 +93,10 @@ class Predictor:
         spec: size, scales, mirroring and window.
         device: where to compute.
         max_elements: largest K·r·W of a strip; default by device.
+        mirrored: what each class index is in a mirrored image (left arm, right arm); default: itself.
 
     Raises:
-        ValueError: `hierarchical` for a model that does not weigh scales.
+        ValueError: `hierarchical` for a model that does not weigh scales, or `mirrored` for other classes.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class Predictor:
         spec: PredictorSpec | None = None,
         device: torch.device | str = "cpu",
         max_elements: int | None = None,
+        mirrored: Sequence[int] | None = None,
     ) -> None:
         self.model = model.to(device).eval()
         self.spec = spec or PredictorSpec()
@@ -115,6 +117,9 @@ class Predictor:
             )
         self.device = torch.device(device)
         self.max_elements = max_elements
+        self.mirrored = tuple(range(model.num_classes) if mirrored is None else mirrored)
+        if sorted(self.mirrored) != list(range(model.num_classes)):
+            raise ValueError(f"mirrored {self.mirrored} does not name each of the {model.num_classes} classes once")
 
     @torch.inference_mode()
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
@@ -144,6 +149,7 @@ class Predictor:
         for mirrored in (False, True) if self.spec.flip else (False,):
             padded = self._pad(resized.flip(-1) if mirrored else resized)
             cells = self._look(padded) if self.spec.window is None else self._slide(padded)
+            cells = cells[list(self.mirrored)] if mirrored else cells
             row_ratio, column_ratio = (
                 resized.shape[axis] / pixels.shape[axis] * cells.shape[axis] / padded.shape[axis] for axis in (-2, -1)
             )

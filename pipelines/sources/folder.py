@@ -48,6 +48,8 @@ class FolderSource(Source):
     """The value each class has in the label files; default 0, 1, 2 …"""
     void_values: tuple[int, ...] | None = None
     """Values of the label files that mean: not labelled; default: 255, from 256 classes on 65535."""
+    mirror_pairs: tuple[tuple[str, str], ...] = ()
+    """Pairs of classes that change places in a mirrored image, such as ["left arm", "right arm"]."""
     label_suffix: str = ""
     """What a label's name has after its image's: `_mask` for `a.jpg` and `a_mask.png`."""
     label_codec: LabelCodec = "auto"
@@ -67,6 +69,8 @@ class FolderSource(Source):
             raise ValueError("label_codec = 'rgb' needs `colors`, one RGB colour a class")
         if self.colors is not None and self.classes is None:
             raise ValueError("`colors` needs `classes`")
+        if self.mirror_pairs and self.classes is None:
+            raise ValueError("`mirror_pairs` needs `classes`")
         if self.labels is not None and (PLACEHOLDER in self.images) != (PLACEHOLDER in self.labels):
             raise ValueError("`{split}` must be in both `images` and `labels`, or in neither")
         self._check_shares()
@@ -126,7 +130,11 @@ class FolderSource(Source):
         if twice or not names:
             raise ValueError("source.classes: " + (f"{twice[0]!r} is listed twice" if twice else "the list is empty"))
         return LabelSpace(
-            names=names, colors=self.colors or (), raw_values=self.raw_values or (), void_values=self.void_values
+            names=names,
+            colors=self.colors or (),
+            raw_values=self.raw_values or (),
+            void_values=self.void_values,
+            mirror_pairs=tuple((_place(left, names), _place(right, names)) for left, right in self.mirror_pairs),
         )
 
     def list_samples(self) -> Listing:
@@ -285,3 +293,14 @@ def from_list(files: Sequence[FileInfo], *, split: str, path: str) -> list[FileI
             f"{few(missing)}{did_you_mean(missing[0], list(by_name)[:10_000])}"
         )
     return [by_name[name] for name in names]
+
+
+def _place(name: str, names: Sequence[str]) -> int:
+    """The index of a class.
+
+    Raises:
+        ValueError: no class has that name; the message holds the nearest one.
+    """
+    if name not in names:
+        raise ValueError(f"source.mirror_pairs: found {name!r}{did_you_mean(name, names)}; allowed: {', '.join(names)}")
+    return list(names).index(name)

@@ -3,7 +3,7 @@
 Gong et al., "Look into Person: Self-supervised Structure-sensitive Learning and a New Benchmark for Human Parsing",
 CVPR 2017. Layout of the archives: `TrainVal_images/<split>_images` with
 `TrainVal_parsing_annotations/<split>_segmentations` (index PNG) and `TrainVal_images/<split>_id.txt`; many copies have
-these folders and lists in the root. A mirrored image swaps left and right classes (14/15, 16/17, 18/19).
+these folders and lists in the root. In a mirrored image left and right arms, legs and shoes change places.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class LipSource(PublishedSource):
 
     def label_space(self) -> LabelSpace:
         """Background and the 19 parts; no value means void."""
-        return LabelSpace(names=tuple(CLASSES), colors=tuple(CLASSES.values()), background=0)
+        names, colors = tuple(CLASSES), tuple(CLASSES.values())
+        pairs = tuple((names.index(f"left-{part}"), names.index(f"right-{part}")) for part in ("arm", "leg", "shoe"))
+        return LabelSpace(names=names, colors=colors, background=0, mirror_pairs=pairs)
 
     def list_samples(self) -> Listing:
         """The images of the lists; an id is `<split>/<image>`."""

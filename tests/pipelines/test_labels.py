@@ -176,6 +176,12 @@ def test_void_is_black_in_pictures() -> None:
     assert space.colorize(np.array([[0, 255]], np.uint8)).tolist() == [[[9, 8, 7], [0, 0, 0]]]
 
 
+@pytest.mark.parametrize("pairs", [((0, 3),), ((0, 1), (1, 2)), ((1, 1),), ((-1, 0),)])
+def test_mirror_pairs_of_no_or_several_meanings_are_refused(pairs: tuple[tuple[int, int], ...]) -> None:
+    with pytest.raises(ValueError, match=r"mirror_pairs .* must name class indices \(0..2\), each once"):
+        LabelSpace(names=("a", "b", "c"), mirror_pairs=pairs)
+
+
 def test_a_class_called_background_is_black_and_no_other() -> None:
     colors = LabelSpace(names=("background", "horse", "cat")).colors
     assert colors[0] == (0, 0, 0)

@@ -340,6 +340,13 @@ def test_lip_is_read_without_the_folders_of_its_archives_and_where_they_were_unp
     assert listed(LipSource(root=str(tmp_path / "twice"))) == PUBLISHED["lip"].splits
 
 
+def test_left_and_right_of_lip_change_places_in_a_mirrored_image(tmp_path: Path) -> None:
+    space = space_of(LipSource(root=str(tmp_path)))
+    moved = {space.names[index]: space.names[to] for index, to in enumerate(space.mirrored) if index != to}
+    pairs = {f"left-{part}": f"right-{part}" for part in ("arm", "leg", "shoe")}
+    assert moved == pairs | {right: left for left, right in pairs.items()}
+
+
 def test_a_missing_list_or_label_folder_of_lip_is_named_with_the_nearest(tmp_path: Path) -> None:
     PUBLISHED["lip"].make(tmp_path)
     (tmp_path / "TrainVal_images" / "val_id.txt").rename(tmp_path / "TrainVal_images" / "val_ids.txt")

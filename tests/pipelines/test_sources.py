@@ -260,6 +260,15 @@ def test_a_class_named_twice_is_refused(tmp_path: Path) -> None:
         folder(tmp_path, classes=("road", "sky", "road")).label_space()
 
 
+def test_classes_that_change_places_in_a_mirrored_image_are_named_by_name(tmp_path: Path) -> None:
+    sides = ("body", "left arm", "right arm")
+    space = folder(tmp_path, classes=sides, mirror_pairs=(("left arm", "right arm"),)).label_space()
+    assert space is not None
+    assert space.mirrored == (0, 2, 1)
+    with pytest.raises(ValueError, match=r"source.mirror_pairs: found 'left am' .did you mean 'left arm'"):
+        folder(tmp_path, classes=sides, mirror_pairs=(("left am", "right arm"),)).label_space()
+
+
 @pytest.mark.parametrize("layout", [("{}/images", "{}/labels"), ("{}", "{}annot")])
 def test_camvid_is_read_in_both_layouts(layout: tuple[str, str], tmp_path: Path) -> None:
     for split in ("train", "val"):

@@ -56,6 +56,20 @@ def test_a_certain_flip_mirrors_image_and_label_together() -> None:
     assert np.array_equal(classes.numpy(), label[:, ::-1])
 
 
+def test_left_and_right_classes_change_places_where_the_image_is_mirrored_and_only_there() -> None:
+    image, _ = quadrants()
+    label = np.full(image.shape[:2], 3, np.uint8)
+    label[:, :20], label[:, 20:40] = 1, 255
+    label[0] = 0
+    crops = [
+        augment(image, label, spec=PLAIN.model_copy(update={"flip": flip}), void=255, rng=rng(), mirrored=(0, 3, 2, 1))
+        for flip in (0.0, 1.0)
+    ]
+    assert np.array_equal(crops[0][1].numpy(), label)
+    swapped = np.where(label == 1, 3, np.where(label == 3, 1, label))
+    assert np.array_equal(crops[1][1].numpy(), swapped[:, ::-1])
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32),

@@ -92,6 +92,35 @@ def test_mirroring_averages_probabilities_of_both_looks() -> None:
     np.testing.assert_allclose(first_class(both.label, both.confidence), expected, atol=1e-5)
 
 
+class Sides(SegModel):
+    """Class 0 on the left half of the map, class 1 on the right half, whatever is there: a left and a right arm."""
+
+    class_dependent: ClassVar[tuple[str, ...]] = ()
+    num_classes = 2
+
+    def forward(self, images: Tensor) -> SemanticOutput:
+        right = torch.arange(images.shape[-1]).expand(images[:, 0].shape) >= images.shape[-1] // 2
+        return SemanticOutput(torch.stack([~right, right], dim=1).float())
+
+    def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
+        return {"ce": output.logits.sum()}
+
+
+def test_the_classes_of_a_mirrored_look_change_places_back() -> None:
+    image, spec = make_image(4, 8), PredictorSpec(flip=True)
+    swapped = Predictor(Sides(), spec=spec, mirrored=(1, 0)).predict(image)
+    assert swapped.label.tolist() == [[0] * 4 + [1] * 4] * 4
+    np.testing.assert_allclose(swapped.confidence, Predictor(Sides()).predict(image).confidence)
+    undecided = Predictor(Sides(), spec=spec).predict(image)
+    np.testing.assert_allclose(undecided.confidence, 0.5)
+
+
+@pytest.mark.parametrize("mirrored", [(0,), (0, 0), (0, 2), (0, 1, 2)])
+def test_a_mirror_of_other_classes_is_refused(mirrored: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="does not name each of the 2 classes once"):
+        Predictor(Sides(), mirrored=mirrored)
+
+
 def test_a_mirrored_look_at_a_padded_image_stays_aligned() -> None:
     """Width 30 is padded to 32: mirrored, the padding lies on the other side."""
     image = np.zeros((8, 30, 3), np.uint8)
