@@ -121,14 +121,15 @@ class OCRNet(SegModel):
         logits = self.classifier(self.context(self.neck(features[-1]), regions))
         if not self.training:
             return SemanticOutput(logits)
-        # A view: the gradient of the auxiliary output is that of its own losses, without the way over the context.
-        return SemanticOutput(logits, aux=(regions.view_as(regions),))
+        # Views: the gradient of each output is that of its own losses, without the way over the context.
+        masks = {} if self.mask_loss is None else {"masks": regions.view_as(regions)}
+        return SemanticOutput(logits, aux=(regions.view_as(regions),), extras=masks)
 
     def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
         """`ce` of the classifier; in training `aux_ce` and, with `mask_loss`, the mask losses of the regions."""
         losses = cross_entropies(output, target)
-        if self.mask_loss is not None and output.aux:
-            losses |= weighted_mask_losses(output.aux, target, self.mask_loss)
+        if self.mask_loss is not None and output.extras:
+            losses |= weighted_mask_losses((output.extras["masks"],), target, self.mask_loss)
         return losses
 
 
