@@ -7,12 +7,13 @@ The last convolution of other networks looks for a class by the same kernel in e
 roughly what lies where (the guidance, learned with a Dice loss). Weighted by the probability of each class, the
 features are averaged over the map; a projection of its own for each class turns that average into the kernel and the
 bias by which this class is looked for in this image. What lies before the classifier is the released configuration:
-ASPP with separable convolutions on a backbone of stride 8 and a decoder that looks back at stride 4.
+ASPP with separable convolutions on a backbone of stride 8 and a decoder that looks back at stride 4. With many classes
+the projections are most of the network: 39 of 81 million parameters on ADE20K with ResNet-50.
 
 Deviations, a setting where it matters:
 - The projection of class k makes the kernel and the bias of class k. The authors' code lays the C + 1 numbers of all
   classes one behind the other and cuts off K·C of them as kernels and the rest as biases: the kernel of class k then
-  begins with the last k numbers of class k − 1, and all biases belong to the last class: `cut_flat`.
+  begins with the last k numbers of class k − 1, and all biases belong to the last class (K ≤ C + 1): `cut_flat`.
 - Void takes no part in the Dice loss; in the authors' code it counts as the last class below the line.
 
 `mask_loss` lays CFT's loss of category masks on the guidance (arXiv 2308.05581, table 3), beside the Dice loss; with
@@ -100,7 +101,7 @@ class CondNetSpec(ModelSpec):
 
 
 class ConditionalClassifier(nn.Module):
-    """Class scores by kernels that are made from the features themselves (paper section II).
+    """Class scores by kernels that are made from the features themselves.
 
     Args:
         channels: C, of the features.
