@@ -313,6 +313,7 @@ def _swin(name: str) -> CFTSpec:
 PRESETS: dict[str, ModelSpec] = {
     "cft_resnet50": CFTSpec(),
     "cft_resnet101": CFTSpec(backbone=BackboneSpec(name="resnet101c")),
+    "cft_resnet101_no_mask_loss": CFTSpec(backbone=BackboneSpec(name="resnet101c"), mask_loss=None),
     **{f"cft_mit_b{i}": _mit(f"mit_b{i}") for i in range(6)},
     "cft_swin_tiny": _swin("swin_tiny_patch4_window7_224"),
     "cft_swin_small": _swin("swin_small_patch4_window7_224"),

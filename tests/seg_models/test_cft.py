@@ -213,6 +213,7 @@ def test_what_has_no_masks_has_no_mask_losses() -> None:
 
 
 def test_without_the_mask_loss_the_masks_learn_from_the_scores_alone() -> None:
+    assert preset("cft_resnet101").model_copy(update={"mask_loss": None}) == preset("cft_resnet101_no_mask_loss")
     plain, unsupervised = tiny().eval(), tiny(mask_loss=None).eval()
     with torch.no_grad():
         assert torch.equal(plain(make_images()).logits, unsupervised(make_images()).logits)
