@@ -16,6 +16,7 @@ INTRODUCTION = f"""# Models
 `segray models` lists every name. Both tables are written by `{COMMAND}`; the contracts
 (`pytest tests/contracts`) hold parameters equal and multiply-adds within 0.5 % of the sheet. Multiply-adds are those of
 convolutions and matrix products, and ours include upsampling and pooling where they are written as matrix products.
+OCRNet and CondNet have no sheet: theirs are sums over the layers of the published configurations, without upsampling.
 Parameters of prediction include branches that only training classifies by (DANet), as the literature counts them.
 """
 

@@ -72,6 +72,12 @@ COUNTS: tuple[tuple[str, int, int, int], ...] = (
     ("fastfcn_resnet101_psp_mmseg", 19, 85_338_483, 2_364_691),
     ("fastfcn_resnet101_aspp_mmseg", 19, 104_476_019, 2_364_691),
     ("fastfcn_resnet101_enc_mmseg", 19, 72_254_950, 2_364_691),
+    # no sheet: sums over the layers of mmsegmentation's OCRNet, of openseg.pytorch's and of the authors' CondNet
+    *(("ocrnet_resnet50", k, 23_527_264 + 12_982_272 + (256 + 512 + 2) * k, 0) for k in (19, 150)),
+    *(("ocrnet_resnet101", k, 42_519_392 + 12_982_272 + (256 + 512 + 2) * k, 0) for k in (19, 150)),
+    ("ocrnet_resnet101_official", 150, 42_519_392 + 15_343_104 + (512 + 512 + 2) * 150, 0),
+    ("condnet_resnet50", 150, 23_527_264 + 17_688_176 + (1 + 513) * 513 * 150, 2_398_358),
+    *(("condnet_resnet101", k, 42_519_392 + 17_688_176 + (1 + 513) * 513 * k, 2_359_808 + 257 * k) for k in (59, 150)),
     # torchvision's num_params, its auxiliary head counted apart
     ("fcn_resnet50", 21, 32_957_013, 2_365_205),
     ("fcn_resnet101", 21, 51_949_141, 2_365_205),
@@ -160,6 +166,11 @@ GMACS: tuple[tuple[str, int, tuple[int, int], float], ...] = (
     ("fastfcn_resnet101_psp_mmseg", 19, (512, 1024), 298.80),
     ("fastfcn_resnet101_aspp_mmseg", 19, (512, 1024), 481.28),
     ("fastfcn_resnet101_enc_mmseg", 19, (512, 1024), 223.85),
+    # no sheet: summed by hand, over backbones as the sheets of PSPNet and DANet imply (100.9 and 178.5 at 512×512)
+    ("ocrnet_resnet50", 150, (512, 512), 153.83),
+    ("ocrnet_resnet101", 150, (512, 512), 231.41),
+    ("condnet_resnet50", 150, (512, 512), 179.83),
+    ("condnet_resnet101", 150, (512, 512), 257.41),
     ("gated_scnn_wideresnet38", 19, (512, 512), 755.22),
     ("gated_scnn_wideresnet38", 19, (512, 1024), 1510.43),
     ("gated_scnn_wideresnet38", 19, (720, 720), 1493.47),

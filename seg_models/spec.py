@@ -36,6 +36,7 @@ class ModelSpec(Spec, abc.ABC):
 ARCHITECTURES: dict[str, str] = {
     "ccnet": "seg_models.architectures.ccnet:CCNetSpec",
     "cft": "seg_models.architectures.cft:CFTSpec",
+    "condnet": "seg_models.architectures.condnet:CondNetSpec",
     "danet": "seg_models.architectures.danet:DANetSpec",
     "deeplabv3": "seg_models.architectures.deeplabv3:DeepLabV3Spec",
     "deeplabv3plus": "seg_models.architectures.deeplabv3plus:DeepLabV3PlusSpec",
@@ -46,6 +47,7 @@ ARCHITECTURES: dict[str, str] = {
     "hmsa_average": "seg_models.architectures.scale_baselines:AverageScalesSpec",
     "hmsa_explicit": "seg_models.architectures.scale_baselines:ExplicitScalesSpec",
     "hrnet_ocr": "seg_models.architectures.hrnet_ocr:HRNetOCRSpec",
+    "ocrnet": "seg_models.architectures.ocrnet:OCRNetSpec",
     "pspnet": "seg_models.architectures.pspnet:PSPNetSpec",
     "segformer": "seg_models.architectures.segformer:SegFormerSpec",
     "semfpn": "seg_models.architectures.semfpn:SemFPNSpec",

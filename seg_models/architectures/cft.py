@@ -12,7 +12,7 @@ Deviations, each a setting where it matters (specs: CFT section 4):
 - Attention is softmax(q·k); the authors' code has softmax(max − q·k): `negate_energy`. Negating the half of `kv` that
   makes keys turns one into the other.
 - Void pixels take no part in the mask losses; in the authors' code they count as pixels of other classes:
-  `count_void_as_negative`.
+  `mask_loss.count_void_as_negative`.
 - The losses of the masks are averaged over the masks of all images, as in the authors' code.
 - Swin gives its stages' outputs without the layer norms that mmsegmentation lays behind them.
 
@@ -38,7 +38,7 @@ from seg_models.parts.context import projected_aspp
 from seg_models.parts.heads import Classifier
 from seg_models.parts.layers import ConvNormAct
 from seg_models.parts.losses import upsampled_cross_entropy
-from seg_models.parts.mask_losses import mask_losses
+from seg_models.parts.mask_losses import MaskLossSpec, weighted_mask_losses
 from seg_models.parts.pyramid import ScaleHeads, upsample_to
 from seg_models.parts.tokens import CategoryTokens, CellTokens, GridTokens, WindowTokens, full_precision
 from seg_models.spec import ModelSpec
@@ -77,14 +77,10 @@ class CFTSpec(ModelSpec):
     """A 3×3 convolution on each merged level before the fusion."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Probability that a channel before the classifier is zeroed in training."""
-    focal_weight: float = Field(5.0, ge=0)
-    """Weight of the masks' focal loss."""
-    dice_weight: float = Field(2.0, ge=0)
-    """Weight of the masks' dice loss."""
+    mask_loss: MaskLossSpec | None = MaskLossSpec()
+    """What the masks are compared by, or None for masks without a loss of their own (table 3)."""
     negate_energy: bool = False
     """Attend by softmax(max − q·k), the form of the authors' code."""
-    count_void_as_negative: bool = False
-    """In the mask losses, count void pixels as pixels of other classes (authors' code)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -97,8 +93,8 @@ class CFTSpec(ModelSpec):
             raise ValueError("set either `pool_cells` or `pool_window`, not both")
         if self.fusion == "sum" and self.fusion_kernel != 3:
             raise ValueError("`fusion_kernel` takes effect with fusion = 'concat', found 'sum'")
-        if self.count_void_as_negative and self.attend_to != "categories":
-            raise ValueError(f"`count_void_as_negative` needs attend_to = 'categories', found {self.attend_to!r}")
+        if self.mask_loss != MaskLossSpec() and self.attend_to != "categories":
+            raise ValueError(f"`mask_loss` takes effect with attend_to = 'categories', found {self.attend_to!r}")
         return self
 
     def build(self, num_classes: int) -> CFT:
@@ -113,9 +109,7 @@ class CFTSpec(ModelSpec):
             level_convs=[self._level_conv() for _ in channels[1:]],
             fusion=self._fusion(strides),
             classifier=Classifier(self.fusion_channels, num_classes, dropout=self.dropout),
-            focal_weight=self.focal_weight,
-            dice_weight=self.dice_weight,
-            count_void_as_negative=self.count_void_as_negative,
+            mask_loss=self.mask_loss,
         )
 
     def _context(self) -> nn.Module:
@@ -265,9 +259,7 @@ class CFT(SegModel):
         level_convs: Sequence[nn.Module],
         fusion: nn.Module,
         classifier: Classifier,
-        focal_weight: float = 5.0,
-        dice_weight: float = 2.0,
-        count_void_as_negative: bool = False,
+        mask_loss: MaskLossSpec | None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -277,9 +269,7 @@ class CFT(SegModel):
         self.level_convs = nn.ModuleList(level_convs)
         self.fusion = fusion
         self.classifier = classifier
-        self.focal_weight = focal_weight
-        self.dice_weight = dice_weight
-        self.count_void_as_negative = count_void_as_negative
+        self.mask_loss = mask_loss
         self.num_classes = classifier.conv.out_channels
         self.output_stride = backbone.strides[-len(laterals)]
 
@@ -292,7 +282,7 @@ class CFT(SegModel):
         for i in reversed(range(len(lows))):
             high, mask = self.blocks[i](lows[i], high)
             levels.insert(0, self.level_convs[i](high))
-            if mask is not None and self.training:
+            if mask is not None and self.training and self.mask_loss is not None:
                 masks[f"masks_{i}"] = mask.view_as(mask)  # of its own: its gradient is that of the loss alone
         return SemanticOutput(self.classifier(self.fusion(levels)), extras=masks)
 
@@ -303,14 +293,8 @@ class CFT(SegModel):
                 output.logits, target.labels, void=target.void, class_weights=target.class_weights
             )
         }
-        if output.extras:
-            found = mask_losses(
-                tuple(output.extras.values()),
-                target.labels,
-                void=target.void,
-                count_void_as_negative=self.count_void_as_negative,
-            )
-            losses |= {"focal_masks": self.focal_weight * found.focal, "dice_masks": self.dice_weight * found.dice}
+        if output.extras and self.mask_loss is not None:
+            losses |= weighted_mask_losses(tuple(output.extras.values()), target, self.mask_loss)
         return losses
 
 
@@ -329,6 +313,7 @@ def _swin(name: str) -> CFTSpec:
 PRESETS: dict[str, ModelSpec] = {
     "cft_resnet50": CFTSpec(),
     "cft_resnet101": CFTSpec(backbone=BackboneSpec(name="resnet101c")),
+    "cft_resnet101_no_mask_loss": CFTSpec(backbone=BackboneSpec(name="resnet101c"), mask_loss=None),
     **{f"cft_mit_b{i}": _mit(f"mit_b{i}") for i in range(6)},
     "cft_swin_tiny": _swin("swin_tiny_patch4_window7_224"),
     "cft_swin_small": _swin("swin_small_patch4_window7_224"),

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from seg_models.backbones.timm_backbone import Backbone, BackboneSpec
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
-from seg_models.parts.context import ConvBlock, dilated_conv, projected_aspp
+from seg_models.parts.context import ConvBlock, dilated_conv, projected_aspp, separable_conv
 from seg_models.parts.layers import ConvNormAct
 from seg_models.parts.losses import cross_entropies
 from seg_models.parts.resample import enlarge
@@ -96,14 +96,6 @@ class DeepLabV3PlusSpec(ModelSpec):
         if self.smp_compat:
             return bare_separable_conv
         return separable_conv if self.separable else dilated_conv
-
-
-def separable_conv(in_channels: int, out_channels: int, dilation: int) -> nn.Module:
-    """Depthwise 3×3, then 1×1, each with batch norm and ReLU (the authors' code)."""
-    return nn.Sequential(
-        ConvNormAct(in_channels, in_channels, kernel_size=3, dilation=dilation, groups=in_channels),
-        ConvNormAct(in_channels, out_channels, kernel_size=1),
-    )
 
 
 def bare_separable_conv(in_channels: int, out_channels: int, dilation: int) -> nn.Module:

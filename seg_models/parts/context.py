@@ -72,6 +72,14 @@ def dilated_conv(in_channels: int, out_channels: int, dilation: int) -> nn.Modul
     return ConvNormAct(in_channels, out_channels, kernel_size=3, dilation=dilation)
 
 
+def separable_conv(in_channels: int, out_channels: int, dilation: int) -> nn.Module:
+    """Depthwise 3×3, then 1×1, each with batch norm and ReLU (DeepLabV3+, the authors' code)."""
+    return nn.Sequential(
+        ConvNormAct(in_channels, in_channels, kernel_size=3, dilation=dilation, groups=in_channels),
+        ConvNormAct(in_channels, out_channels, kernel_size=1),
+    )
+
+
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling (Chen et al., arXiv 1706.05587, section 3.3), its branches side by side.
 

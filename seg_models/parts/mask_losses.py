@@ -17,14 +17,28 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from pydantic import Field
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from seg_models.outputs import SemanticTarget
 from seg_models.parts.resample import bilinear_matrix, near_inputs, resample, rows_per_strip, strips
+from seg_models.spec import Spec
 
 ALPHA = 0.25
 """Weight of a mask's own pixels in the focal loss; 1 - ALPHA is that of the others."""
+
+
+class MaskLossSpec(Spec):
+    """The loss of category masks as CFT weighs it (Tang et al., arXiv 2308.05581), for any network with such masks."""
+
+    focal_weight: float = Field(5.0, ge=0)
+    """Weight of the focal loss."""
+    dice_weight: float = Field(2.0, ge=0)
+    """Weight of the Dice loss."""
+    count_void_as_negative: bool = False
+    """Count void pixels as pixels of other classes (authors' code)."""
 
 
 class MaskLosses(NamedTuple):
@@ -32,6 +46,12 @@ class MaskLosses(NamedTuple):
 
     focal: Tensor
     dice: Tensor
+
+
+def weighted_mask_losses(scores: Sequence[Tensor], target: SemanticTarget, settings: MaskLossSpec) -> dict[str, Tensor]:
+    """`focal_masks` and `dice_masks` of `mask_losses`, times their weights."""
+    found = mask_losses(scores, target.labels, void=target.void, count_void_as_negative=settings.count_void_as_negative)
+    return {"focal_masks": settings.focal_weight * found.focal, "dice_masks": settings.dice_weight * found.dice}
 
 
 def mask_losses(

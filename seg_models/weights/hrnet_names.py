@@ -1,13 +1,15 @@
-"""Names of published HRNet checkpoints with object context.
+"""Names of published checkpoints with object context, most of them HRNets.
 
 NVIDIA's belong to `hmsa_w48` (files such as cityscapes_ocrnet.HRNet_Mscale_outstanding-turtle.pth, whose tensors lie
-under `state_dict` and begin with `module.`), mmsegmentation's to `hrnet_ocr_w48` with `conv_bias = false`, those of
-the HRNet-OCR repository to `hrnet_ocr_w48`, with `backbone.align_corners` for the form they were trained in. ImageNet
-weights of HRNets need no map: they load by name (`backbone.weights`).
+under `state_dict` and begin with `module.`), mmsegmentation's to `hrnet_ocr_w48` with `conv_bias = false` and,
+with a dilated ResNet (`ocrnet_r101-d8_*`), to `ocrnet_resnet101`, those of the HRNet-OCR repository to `hrnet_ocr_w48`,
+with `backbone.align_corners` for the form they were trained in. ImageNet weights of HRNets need no map: they load by
+name (`backbone.weights`).
 """
 
 from __future__ import annotations
 
+from seg_models.weights.mmseg import RESNET_V1C
 from seg_models.weights.published import Layout
 
 TRUNK = tuple(
@@ -72,21 +74,22 @@ HRNET_OCR = Layout(
     {f"model.{theirs}": ours for theirs, ours in {**_trunk(""), **_official_head("")}.items()},
     presets=("hrnet_ocr_w48",),
 )
-MMSEG_OCRNET = Layout(
-    "mmsegmentation's OCRNet",
-    {
-        **_trunk("backbone."),
-        **_blocks("decode_head.0.convs.0", "regions.conv"),
-        "decode_head.0.conv_seg": "regions.classifier",
-        **_blocks("decode_head.1.bottleneck", "neck"),
-        **_blocks(f"{_CONTEXT}.query_project.0", "context.query.0"),
-        **_blocks(f"{_CONTEXT}.query_project.1", "context.query.1"),
-        **_blocks(f"{_CONTEXT}.key_project.0", "context.key.0"),
-        **_blocks(f"{_CONTEXT}.key_project.1", "context.key.1"),
-        **_blocks(f"{_CONTEXT}.value_project", "context.value"),
-        **_blocks(f"{_CONTEXT}.out_project", "context.up"),
-        **_blocks(f"{_CONTEXT}.bottleneck", "context.fuse"),
-        "decode_head.1.conv_seg": "classifier",
-    },
-    presets=("hrnet_ocr_w48",),
+_MMSEG_HEADS = {
+    **_blocks("decode_head.0.convs.0", "regions.conv"),
+    "decode_head.0.conv_seg": "regions.classifier",
+    **_blocks("decode_head.1.bottleneck", "neck"),
+    **_blocks(f"{_CONTEXT}.query_project.0", "context.query.0"),
+    **_blocks(f"{_CONTEXT}.query_project.1", "context.query.1"),
+    **_blocks(f"{_CONTEXT}.key_project.0", "context.key.0"),
+    **_blocks(f"{_CONTEXT}.key_project.1", "context.key.1"),
+    **_blocks(f"{_CONTEXT}.value_project", "context.value"),
+    **_blocks(f"{_CONTEXT}.out_project", "context.up"),
+    **_blocks(f"{_CONTEXT}.bottleneck", "context.fuse"),
+    "decode_head.1.conv_seg": "classifier",
+}
+MMSEG_OCRNET = Layout("mmsegmentation's OCRNet", {**_trunk("backbone."), **_MMSEG_HEADS}, presets=("hrnet_ocr_w48",))
+MMSEG_OCRNET_RESNET = Layout(
+    "mmsegmentation's OCRNet with ResNet",
+    {**RESNET_V1C, **_MMSEG_HEADS},
+    presets=("ocrnet_resnet50", "ocrnet_resnet101"),
 )

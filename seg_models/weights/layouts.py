@@ -27,6 +27,7 @@ LAYOUTS: dict[str, Layout] = {
     "hmsa_nvidia": hrnet_names.NVIDIA_HMSA,
     "hrnet_ocr_official": hrnet_names.HRNET_OCR,
     "ocrnet_mmseg": hrnet_names.MMSEG_OCRNET,
+    "ocrnet_mmseg_resnet": hrnet_names.MMSEG_OCRNET_RESNET,
     "pspnet_mmseg": pspnet_names.MMSEG_PSPNET,
     "segformer_official": segformer_names.OFFICIAL,
     "segformer_transformers": segformer_names.TRANSFORMERS,

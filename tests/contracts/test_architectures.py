@@ -14,6 +14,7 @@ from benchmarks.sheet_figures import COUNTS, GMACS
 from seg_models import describe_model, load_model, save_model
 from seg_models.architectures.ccnet import CCNetSpec, ConsistencySpec, OhemSpec
 from seg_models.architectures.cft import SWIN, CFTSpec
+from seg_models.architectures.condnet import CondNetSpec
 from seg_models.architectures.danet import DANetSpec
 from seg_models.architectures.deeplabv3 import DeepLabV3Spec
 from seg_models.architectures.deeplabv3plus import DeepLabV3PlusSpec
@@ -23,6 +24,7 @@ from seg_models.architectures.fcn import FCNSpec
 from seg_models.architectures.gated_scnn import GatedSCNNSpec
 from seg_models.architectures.hmsa import HMSASpec
 from seg_models.architectures.hrnet_ocr import HRNetOCRSpec
+from seg_models.architectures.ocrnet import OCRNetSpec
 from seg_models.architectures.pspnet import PSPNetSpec
 from seg_models.architectures.scale_baselines import AverageScalesSpec, ExplicitScalesSpec
 from seg_models.architectures.segformer import SegFormerSpec
@@ -32,6 +34,7 @@ from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.export import FullSizeScores
 from seg_models.metrics import ConfusionMatrix
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
+from seg_models.parts.mask_losses import MaskLossSpec
 from seg_models.predictor import Predictor
 from seg_models.spec import ARCHITECTURES, ModelSpec, preset, resolve_model_spec
 
@@ -91,6 +94,22 @@ SMALL: dict[str, ModelSpec] = {
         recurrence=1,
         aux_channels=None,
     ),
+    "condnet": CondNetSpec(
+        backbone=BackboneSpec(**NARROW, output_stride=8),
+        dilations=(2, 4),
+        channels=32,
+        fine_channels=8,
+        aux_channels=16,
+    ),
+    "condnet_masks": CondNetSpec(
+        backbone=BackboneSpec(**NARROW, output_stride=16),
+        dilations=(2, 4),
+        channels=32,
+        fine_channels=8,
+        aux_channels=None,
+        mask_loss=MaskLossSpec(),
+        cut_flat=True,
+    ),
     "danet_resnet10t_narrow": DANetSpec(
         backbone=BackboneSpec(
             name="resnet10t", output_stride=8, model_kwargs={"channels": (16, 32, 64, 128), "stem_width": 16}
@@ -103,6 +122,17 @@ SMALL: dict[str, ModelSpec] = {
         channels=16,
         aux_channels=None,
         like_channels=True,
+    ),
+    "ocrnet": OCRNetSpec(
+        backbone=BackboneSpec(**NARROW, output_stride=8), channels=32, key_channels=16, region_channels=16
+    ),
+    "ocrnet_masks": OCRNetSpec(
+        backbone=BackboneSpec(**NARROW, output_stride=16),
+        channels=32,
+        key_channels=16,
+        region_channels=16,
+        conv_bias=True,
+        mask_loss=MaskLossSpec(),
     ),
     "pspnet_resnet10t_narrow": preset("pspnet_resnet10t_narrow"),
     "pspnet_mobilenetv2_035": PSPNetSpec(

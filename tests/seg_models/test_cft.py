@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seg_models.architectures.cft import CFT, CFTBlock, CFTSpec, FeedForward, TokenAttention
 from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.outputs import SemanticTarget
-from seg_models.parts.mask_losses import mask_losses
+from seg_models.parts.mask_losses import MaskLossSpec, mask_losses
 from seg_models.parts.tokens import CategoryTokens, GridTokens, WindowTokens
 from seg_models.recipes import resolve_recipe
 from seg_models.spec import preset
@@ -194,7 +194,8 @@ def test_masks_come_from_the_coarser_maps_and_only_in_training() -> None:
 
 
 def test_the_mask_losses_are_weighted_and_supervise_the_sum_of_all_scales() -> None:
-    model = tiny(focal_weight=3.0, dice_weight=0.5, count_void_as_negative=True).train()
+    settings = MaskLossSpec(focal_weight=3.0, dice_weight=0.5, count_void_as_negative=True)
+    model = tiny(mask_loss=settings).train()
     output, labels = model(make_images()), torch.randint(0, 5, (2, 64, 64))
     labels[:, :20] = VOID
     losses = model.loss(output, SemanticTarget(labels, VOID))
@@ -202,7 +203,6 @@ def test_the_mask_losses_are_weighted_and_supervise_the_sum_of_all_scales() -> N
     assert list(losses) == ["ce", "focal_masks", "dice_masks"]
     torch.testing.assert_close(losses["focal_masks"], 3 * found.focal)
     torch.testing.assert_close(losses["dice_masks"], 0.5 * found.dice)
-    assert model.count_void_as_negative
 
 
 def test_what_has_no_masks_has_no_mask_losses() -> None:
@@ -210,6 +210,18 @@ def test_what_has_no_masks_has_no_mask_losses() -> None:
     for attend_to in ("cells", "pooled"):
         model = tiny(attend_to=attend_to).train()
         assert list(model.loss(model(make_images()), SemanticTarget(labels, VOID))) == ["ce"]
+
+
+def test_without_the_mask_loss_the_masks_learn_from_the_scores_alone() -> None:
+    assert preset("cft_resnet101").model_copy(update={"mask_loss": None}) == preset("cft_resnet101_no_mask_loss")
+    plain, unsupervised = tiny().eval(), tiny(mask_loss=None).eval()
+    with torch.no_grad():
+        assert torch.equal(plain(make_images()).logits, unsupervised(make_images()).logits)
+    output = unsupervised.train()(make_images())
+    losses = unsupervised.loss(output, SemanticTarget(torch.zeros(2, 64, 64, dtype=torch.int64), VOID))
+    assert (list(losses), dict(output.extras)) == (["ce"], {})
+    torch.autograd.backward(losses["ce"])
+    assert all(value.grad is not None and value.grad.any() for value in unsupervised.parameters())
 
 
 def test_tokens_and_attention_leave_mixed_precision() -> None:
@@ -265,7 +277,7 @@ def test_an_option_changes_the_scores_and_trains(changes: dict[str, Any]) -> Non
         ({"pool_cells": 3}, "`pool_cells` takes effect with attend_to = 'pooled', found 'categories'"),
         ({"attend_to": "pooled", "pool_cells": 3, "pool_window": 2}, "either `pool_cells` or `pool_window`"),
         ({"fusion": "sum", "fusion_kernel": 1}, "`fusion_kernel` takes effect with fusion = 'concat'"),
-        ({"attend_to": "cells", "count_void_as_negative": True}, "`count_void_as_negative` needs attend_to"),
+        ({"attend_to": "cells", "mask_loss": None}, "`mask_loss` takes effect with attend_to = 'categories', found"),
     ],
 )
 def test_settings_without_effect_are_refused(changes: dict[str, Any], message: str) -> None:

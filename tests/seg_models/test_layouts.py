@@ -78,7 +78,11 @@ def test_every_preset_with_the_depth_of_a_list_takes_its_tensors() -> None:
 
 @pytest.mark.parametrize(
     ("file", "params"),
-    [("gscnn_official_wideresnet38", 137_278_190), ("pspnet_mmseg_resnet50", 46_610_803 + 2_364_691)],
+    [
+        ("gscnn_official_wideresnet38", 137_278_190),
+        ("ocrnet_mmseg_resnet101", 42_519_392 + 12_982_272 + 770 * 19),
+        ("pspnet_mmseg_resnet50", 46_610_803 + 2_364_691),
+    ],
 )
 def test_a_list_has_the_parameters_of_the_sheet(file: str, params: int) -> None:
     running = ("running_mean", "running_var", COUNTER)
