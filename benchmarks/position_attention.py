@@ -31,8 +31,10 @@ def entries(effort: Effort) -> Entries:
 
 def memory(side: int, channels: int) -> Measured:
     """Peak growth of a process for ours and of one for the peer."""
-    names = (f"benchmarks.position_attention:prepare_{kind}" for kind in ("ours", "peer"))
-    return Measured(*(peak_bytes(name, side, channels) for name in names), unit="bytes")
+    ours, peer = (
+        peak_bytes(f"benchmarks.position_attention:prepare_{kind}", side, channels) for kind in ("ours", "peer")
+    )
+    return Measured(ours, peer, unit="bytes")
 
 
 def prepare_ours(side: int, channels: int) -> Callable[[], Tensor]:
