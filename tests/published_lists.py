@@ -119,6 +119,13 @@ CASES = (
     Case("hmsa_nvidia", "hmsa_w48", 19, ("hrnet_w48_trunk", "hmsa_nvidia_heads")),
     Case("hrnet_ocr_official", "hrnet_ocr_w48", 19, ("hrnet_w48_trunk", "hmsa_nvidia_heads")),
     Case("ocrnet_mmseg", "hrnet_ocr_w48", 19, ("hrnet_w48_trunk", "ocrnet_mmseg_heads"), (("conv_bias", False),)),
+    Case("pspnet_paddleseg", "pspnet_resnet50_paddleseg", 19, ("pspnet_paddleseg_resnet50",)),
+    Case(
+        "pspnet_paddleseg",
+        "pspnet_resnet101_paddleseg",
+        19,
+        ("pspnet_paddleseg_resnet101_more", "pspnet_paddleseg_resnet50"),
+    ),
     Case("pspnet_mmseg", "pspnet_resnet50", 19, ("pspnet_mmseg_resnet50",)),
     Case("segformer_official", "segformer_mit_b0", 150, ("segformer_official_mit_b0",)),
     Case("segformer_transformers", "segformer_mit_b0", 150, ("segformer_transformers_mit_b0",)),

@@ -28,6 +28,7 @@ LAYOUTS: dict[str, Layout] = {
     "hrnet_ocr_official": hrnet_names.HRNET_OCR,
     "ocrnet_mmseg": hrnet_names.MMSEG_OCRNET,
     "pspnet_mmseg": pspnet_names.MMSEG_PSPNET,
+    "pspnet_paddleseg": pspnet_names.PADDLESEG_PSPNET,
     "segformer_official": segformer_names.OFFICIAL,
     "segformer_transformers": segformer_names.TRANSFORMERS,
     "semfpn_mmseg": cft_names.SEMFPN,
