@@ -127,6 +127,7 @@ CASES = (
         ("pspnet_paddleseg_resnet101_more", "pspnet_paddleseg_resnet50"),
     ),
     Case("pspnet_mmseg", "pspnet_resnet50", 19, ("pspnet_mmseg_resnet50",)),
+    Case("segformer_paddleseg", "segformer_mit_b0_paddleseg", 19, ("segformer_paddleseg_mit_b0",)),
     Case("segformer_official", "segformer_mit_b0", 150, ("segformer_official_mit_b0",)),
     Case("segformer_transformers", "segformer_mit_b0", 150, ("segformer_transformers_mit_b0",)),
     Case("semfpn_mmseg", "semfpn_resnet50", 150, ("semfpn_mmseg_resnet50",)),

@@ -30,6 +30,7 @@ LAYOUTS: dict[str, Layout] = {
     "pspnet_mmseg": pspnet_names.MMSEG_PSPNET,
     "pspnet_paddleseg": pspnet_names.PADDLESEG_PSPNET,
     "segformer_official": segformer_names.OFFICIAL,
+    "segformer_paddleseg": segformer_names.PADDLESEG,
     "segformer_transformers": segformer_names.TRANSFORMERS,
     "semfpn_mmseg": cft_names.SEMFPN,
 }

@@ -50,4 +50,4 @@ RESNET_VD: dict[str, str] = {
 
 def turned(name: str, value: Tensor) -> Tensor:
     """Linear layers are (in, out) in Paddle and (out, in) in torch; the way back is the same."""
-    return value.t() if value.ndim == 2 else value
+    return value.t().contiguous() if value.ndim == 2 else value
