@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Effort, Entries, command, cpu_pairs, median_pair
+from benchmarks.measure import Effort, Entries, Measured, command, cpu_pairs
 from benchmarks.resident import peak_bytes
 from seg_models.architectures.ccnet import CrissCrossAttention, NonLocalAttention
 from seg_models.parts.criss_cross import criss_cross
@@ -30,13 +30,13 @@ def entries(effort: Effort) -> Entries:
     side, channels = (16, 32) if effort.tiny else (97, 512)
     ours, concatenated = prepare_ours(side, channels), prepare_concatenated(side, channels)
     note = f"largest difference of a gradient {float((ours() - concatenated()).abs().max()):.1e}"
-    rounds = [[peak(name, side, channels) for name in MEASURED] for _ in range(1 if effort.tiny else 3)]
+    own, beside, non_local = (peak(name, side, channels) for name in MEASURED)
     return {
         "cca_time": cpu_pairs(ours, concatenated, effort=effort, note=note),
-        "cca_memory": median_pair([(own, peer) for own, peer, _ in rounds], unit="bytes"),
-        "cca_nonlocal_time": cpu_pairs(*prepare_cores(side, channels), effort=effort),
-        "cca_nonlocal_block_time": cpu_pairs(ours, prepare_non_local(side, channels), effort=effort),
-        "cca_nonlocal_memory": median_pair([(own, peer) for own, _, peer in rounds], unit="bytes"),
+        "cca_memory": Measured(own, beside, unit="bytes"),
+        "cca_nonlocal_time": cpu_pairs(*prepare_cores(side, channels), effort=effort.few),
+        "cca_nonlocal_block_time": cpu_pairs(ours, prepare_non_local(side, channels), effort=effort.few),
+        "cca_nonlocal_memory": Measured(own, non_local, unit="bytes"),
     }
 
 

@@ -30,7 +30,9 @@ def _time(effort: Effort, names: tuple[str, str], *, side: int) -> Measured:
     ours, peer = (create_model(name, num_classes=NUM_CLASSES).eval() for name in names)
     images = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8)
     with torch.inference_mode():
-        return cpu_pairs(lambda: ours(images), lambda: peer(images), effort=effort, note=f"{names[0]}, {side}×{side}")
+        return cpu_pairs(
+            lambda: ours(images), lambda: peer(images), effort=effort.few, note=f"{names[0]}, {side}×{side}"
+        )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,11 @@ class Effort:
     """Times that ours and the peer are measured in turn, after one warm-up each."""
     tiny: bool = False
     """Smallest inputs: shows that a benchmark runs and says nothing about speed."""
+
+    @property
+    def few(self) -> Effort:
+        """For work of several seconds, whose single pairs differ little: at most three pairs."""
+        return replace(self, pairs=min(self.pairs, 3))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Effort, Entries, Measured, command, cpu_pairs, median_pair
+from benchmarks.measure import Effort, Entries, Measured, command, cpu_pairs
 from benchmarks.resident import peak_bytes
 from seg_models.architectures.danet import PositionAttention
 
@@ -26,17 +26,15 @@ def entries(effort: Effort) -> Entries:
     ours, peer = prepare_ours(side, channels), prepare_peer(side, channels)
     difference = float((ours() - peer()).abs().max())
     note = f"largest difference of a gradient {difference:.1e}"
-    return {"pam_time": cpu_pairs(ours, peer, effort=effort, note=note), "pam_memory": memory(side, channels, effort)}
+    return {"pam_time": cpu_pairs(ours, peer, effort=effort.few, note=note), "pam_memory": memory(side, channels)}
 
 
-def memory(side: int, channels: int, effort: Effort) -> Measured:
-    """Peak growth of a process for ours and for the peer, in turns."""
-    module = "benchmarks.position_attention"
-    pairs = [
-        (peak_bytes(f"{module}:prepare_ours", side, channels), peak_bytes(f"{module}:prepare_peer", side, channels))
-        for _ in range(1 if effort.tiny else 3)
-    ]
-    return median_pair(pairs, unit="bytes")
+def memory(side: int, channels: int) -> Measured:
+    """Peak growth of a process for ours and of one for the peer."""
+    ours, peer = (
+        peak_bytes(f"benchmarks.position_attention:prepare_{kind}", side, channels) for kind in ("ours", "peer")
+    )
+    return Measured(ours, peer, unit="bytes")
 
 
 def prepare_ours(side: int, channels: int) -> Callable[[], Tensor]:

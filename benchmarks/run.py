@@ -8,7 +8,17 @@ peer/ours for times and bytes, ours/peer for rates. What this machine cannot run
 
 from __future__ import annotations
 
-from benchmarks import codec, confusion, criss_cross, deciles, fastfcn, position_attention, ray_pssl_loop, smoothgrad
+from benchmarks import (
+    codec,
+    confusion,
+    criss_cross,
+    deciles,
+    fastfcn,
+    position_attention,
+    ray_pssl_loop,
+    smoothgrad,
+    upsample_ce,
+)
 from benchmarks.measure import Benchmark, command
 
 SUITE: tuple[Benchmark, ...] = (
@@ -19,6 +29,7 @@ SUITE: tuple[Benchmark, ...] = (
     fastfcn.entries,
     criss_cross.entries,
     position_attention.entries,
+    upsample_ce.entries,
     ray_pssl_loop.entries,
 )
 

@@ -10,8 +10,9 @@ Deviations, each a setting where it matters:
 - The ResNet has a deep stem (three 3×3 convolutions), as in the paper's code and mmsegmentation.
 - Enlarging is bilinear with align_corners=False everywhere (mmsegmentation, PaddleSeg); the paper's Caffe code aligns
   corners. Inputs whose sides are multiples of the output stride then align exactly.
-- PaddleSeg has a fusing convolution of 1024 channels and biases before batch norms: preset
-  `pspnet_resnet50_paddleseg`. Without these the counts are those of mmsegmentation.
+- PaddleSeg has a fusing convolution of 1024 channels, biases before batch norms, one dilation for all blocks of a stage
+  and inputs between -1 and 1: presets `pspnet_resnet50_paddleseg` and `pspnet_resnet101_paddleseg`. Without these the
+  counts are those of mmsegmentation.
 
 Backbone, context and head are put together by `seg_models.parts.context_net`.
 """
@@ -22,6 +23,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from seg_models.backbones.dilation import dilate_whole_stages
 from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.parts.context import PyramidPooling
 from seg_models.parts.context_net import ContextNet
@@ -46,10 +48,14 @@ class PSPNetSpec(ModelSpec):
     """Probability that a channel before a classifier is zeroed in training."""
     conv_bias: bool = False
     """Biases in the convolutions before batch norms of context and heads (PaddleSeg's form)."""
+    released_dilation: bool = False
+    """All blocks of a dilated stage of a ResNet have its dilation, and no shortcut there pools (PaddleSeg's form)."""
 
     def build(self, num_classes: int) -> PSPNet:
         """The network for `num_classes` classes."""
         backbone = self.backbone.build()
+        if self.released_dilation:
+            dilate_whole_stages(backbone)
         context = PyramidPooling(
             backbone.channels[-1], bins=self.bins, channels=self.pool_channels, conv_bias=self.conv_bias
         )
@@ -68,11 +74,19 @@ class PSPNet(ContextNet):
     """Pyramid pooling as the context."""
 
 
+def _paddleseg(backbone: str) -> PSPNetSpec:
+    return PSPNetSpec(
+        backbone=BackboneSpec(name=backbone, output_stride=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        head_channels=1024,
+        conv_bias=True,
+        released_dilation=True,
+    )
+
+
 PRESETS: dict[str, ModelSpec] = {
     "pspnet_resnet50": PSPNetSpec(),
-    "pspnet_resnet50_paddleseg": PSPNetSpec(
-        backbone=BackboneSpec(name="resnet50d", output_stride=8), head_channels=1024, conv_bias=True
-    ),
+    "pspnet_resnet50_paddleseg": _paddleseg("resnet50d"),
+    "pspnet_resnet101_paddleseg": _paddleseg("resnet101d"),
     "pspnet_resnet101": PSPNetSpec(backbone=BackboneSpec(name="resnet101c", output_stride=8)),
     "pspnet_mobilenetv2": PSPNetSpec(
         backbone=BackboneSpec(name="mobilenetv2_100", output_stride=16), head_channels=128, aux_channels=64

@@ -100,11 +100,16 @@ class SegFormer(SegModel):
         return {"ce": loss}
 
 
-def _segformer(number: int) -> SegFormerSpec:
-    return SegFormerSpec(backbone=BackboneSpec(name=f"mit_b{number}"), width=256 if number < 2 else 768)
+def _segformer(number: int, **inputs: tuple[float, float, float]) -> SegFormerSpec:
+    return SegFormerSpec(backbone=BackboneSpec(name=f"mit_b{number}", **inputs), width=256 if number < 2 else 768)
+
+
+HALVES = (0.5, 0.5, 0.5)
+"""PaddleSeg's means and deviations of the input."""
 
 
 PRESETS: dict[str, ModelSpec] = {
     **{f"segformer_mit_b{number}": _segformer(number) for number in range(6)},
+    **{f"segformer_mit_b{number}_paddleseg": _segformer(number, mean=HALVES, std=HALVES) for number in range(6)},
     "segformer_efficientnet_lite0": SegFormerSpec(backbone=BackboneSpec(name="tf_efficientnet_lite0"), width=64),
 }

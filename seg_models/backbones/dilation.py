@@ -34,9 +34,22 @@ def set_multi_grid(backbone: Backbone, dilations: tuple[int, ...]) -> None:
 
 
 def dilate_as_released(backbone: Backbone) -> None:
-    """Give the first block of each stage of a timm ResNet the dilation of its others, and let max-pooling round up.
+    """`dilate_whole_stages`, and let max-pooling round up.
 
-    timm, mmsegmentation and PaddleSeg give the first block of a dilated stage the dilation of the stage before.
+    Raises:
+        ValueError: the backbone is no ResNet of bottlenecks.
+    """
+    dilate_whole_stages(backbone)
+    pool = backbone.network.get_submodule("maxpool")
+    assert isinstance(pool, nn.MaxPool2d)
+    pool.ceil_mode = True
+
+
+def dilate_whole_stages(backbone: Backbone) -> None:
+    """Give the first block of each stage of a timm ResNet the dilation of its others, and let its shortcut not pool.
+
+    timm and mmsegmentation give the first block of a dilated stage the dilation of the stage before, and timm pools in
+    the shortcut of a ResNet-D there too, with stride 1.
 
     Raises:
         ValueError: the backbone is no ResNet of bottlenecks.
@@ -46,6 +59,8 @@ def dilate_as_released(backbone: Backbone) -> None:
     blocks: list[Any] = [next(stage.children()) for stage in stages]
     if not isinstance(pool, nn.MaxPool2d) or not blocks or not all(isinstance(block, Bottleneck) for block in blocks):
         raise ValueError("released_dilation needs a ResNet of bottlenecks, such as resnet50c or resnet101s")
-    pool.ceil_mode = True
     for block in blocks:
         block.conv2.dilation = block.conv2.padding = (block.dilation, block.dilation)
+        shortcut = block.downsample
+        if shortcut is not None and isinstance(shortcut[0], nn.AvgPool2d) and shortcut[0].stride in (1, (1, 1)):
+            shortcut[0] = nn.Identity()

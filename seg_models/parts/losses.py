@@ -77,16 +77,12 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, void: int, weights: Tensor, max_elements: int | None
     ) -> Tensor:
-        valid = labels != void
-        classes = labels.where(valid, 0)
-        pixel_weights = weights[classes] * valid
-        total = pixel_weights.sum()
-        scale = torch.where(total > 0, 1 / total, torch.zeros_like(total))
-        loss, gradient = _sum_over_strips(
-            logits, classes, pixel_weights, with_gradient=ctx.needs_input_grad[0], max_elements=max_elements
+        loss, total, gradient = _sums_over_strips(
+            logits, labels, void=void, weights=weights, with_gradient=ctx.needs_input_grad[0], max_elements=max_elements
         )
+        scale = torch.where(total > 0, 1 / total, torch.zeros_like(total))
         if gradient is not None:
-            ctx.save_for_backward((gradient * scale).to(logits.dtype))
+            ctx.save_for_backward(gradient.mul_(scale).to(logits.dtype))
         return loss * scale
 
     @staticmethod
@@ -96,32 +92,39 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         return gradient * grad_loss, None, None, None, None
 
 
-def _sum_over_strips(
-    logits: Tensor, classes: Tensor, pixel_weights: Tensor, *, with_gradient: bool, max_elements: int | None
-) -> tuple[Tensor, Tensor | None]:
-    """Σ w·nll over all pixels, and its gradient (N, K, h, w) in float32 or None."""
-    (_, num_classes, h, w), (_, height, width) = logits.shape, classes.shape
+def _sums_over_strips(
+    logits: Tensor, labels: Tensor, *, void: int, weights: Tensor, with_gradient: bool, max_elements: int | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Σ w·nll over all pixels, Σ w, and the gradient of the first (N, K, h, w) in float32 or None.
+
+    Classes and weights of pixels are made strip by strip too: for a batch they would take as much as all else here.
+    """
+    (_, num_classes, h, w), (_, height, width) = logits.shape, labels.shape
     rows = bilinear_matrix(h, height, device=logits.device)
     columns = bilinear_matrix(w, width, device=logits.device)
     num_rows = rows_per_strip(num_classes, width, device=logits.device, max_elements=max_elements)
     gradient = torch.zeros(logits.shape, device=logits.device) if with_gradient else None
-    sums = []
+    losses, totals = [], []
     for n, image in enumerate(logits):
         cells = image.float()
         for strip in strips(height, rows=num_rows):
             near = near_inputs(strip, num_in=h, ratio=h / height)
-            part, part_gradient = _strip_loss(
+            valid = (labels[n, strip] != void).reshape(1, -1)
+            classes = labels[n, strip].reshape(1, -1).where(valid, 0)
+            pixel_weights = weights[classes] * valid
+            loss, part_gradient = _strip_loss(
                 cells[:, near],
                 rows=rows[strip, near],
                 columns=columns,
-                classes=classes[n, strip].reshape(1, -1),
-                weights=pixel_weights[n, strip].reshape(1, -1),
+                classes=classes,
+                weights=pixel_weights,
                 with_gradient=with_gradient,
             )
-            sums.append(part)
+            losses.append(loss)
+            totals.append(pixel_weights.sum())
             if gradient is not None and part_gradient is not None:
                 gradient[n, :, near] += part_gradient  # neighbouring strips share cells
-    return torch.stack(sums).sum(), gradient
+    return torch.stack(losses).sum(), torch.stack(totals).sum(), gradient
 
 
 def _strip_loss(
@@ -195,13 +198,13 @@ def true_class_probabilities(logits: Tensor, labels: Tensor, *, void: int, max_e
     rows = bilinear_matrix(h, height, device=logits.device)
     columns = bilinear_matrix(w, width, device=logits.device)
     num_rows = rows_per_strip(num_classes, width, device=logits.device, max_elements=max_elements)
-    classes = labels.where(labels != void, 0)
     found = torch.empty(labels.shape, device=logits.device)
     with torch.autocast(logits.device.type, enabled=False):
         for n, image in enumerate(logits):
             for strip in strips(height, rows=num_rows):
                 near = near_inputs(strip, num_in=h, ratio=h / height)
                 scores = resample(image[:, near].float(), rows=rows[strip, near], columns=columns)
-                own = scores.gather(0, classes[n, strip][None])[0]
-                found[n, strip] = (own - scores.logsumexp(dim=0)).exp()
-    return found.where(labels != void, torch.inf)
+                valid = labels[n, strip] != void
+                own = scores.gather(0, labels[n, strip].where(valid, 0)[None])[0]
+                found[n, strip] = (own - scores.logsumexp(dim=0)).exp().where(valid, torch.inf)
+    return found

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from seg_models.weights.paddle_files import load_paddle
+
 PACKAGE = "package:"
 TIMM = "timm:"
 SHA256 = r"^[0-9a-fA-F]{8,64}$"
@@ -89,14 +91,14 @@ def file_sha256(path: Path) -> str:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a safetensors or torch file, on the CPU, in file order.
+    """The named tensors of a safetensors, torch or Paddle (`.pdparams`) file, on the CPU, in file order.
 
-    A torch file is read without running any code of it; a `state_dict` inside is unwrapped.
+    A torch or Paddle file is read without running any code of it; a `state_dict` inside a torch file is unwrapped.
 
     Raises:
         ValueError: the file cannot be read, or a tensor holds NaN or infinity.
     """
-    tensors = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
+    tensors = _READERS.get(path.suffix, _load_torch)(path)
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"weights {path}: tensor {name!r} holds NaN or infinity")
@@ -206,3 +208,7 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"weights {path} hold no table of named tensors")
     return dict(content)
+
+
+_READERS = {".safetensors": _load_safetensors, ".pdparams": load_paddle}
+"""How a file with this ending is read; any other is torch's."""

@@ -29,7 +29,9 @@ LAYOUTS: dict[str, Layout] = {
     "ocrnet_mmseg": hrnet_names.MMSEG_OCRNET,
     "ocrnet_mmseg_resnet": hrnet_names.MMSEG_OCRNET_RESNET,
     "pspnet_mmseg": pspnet_names.MMSEG_PSPNET,
+    "pspnet_paddleseg": pspnet_names.PADDLESEG_PSPNET,
     "segformer_official": segformer_names.OFFICIAL,
+    "segformer_paddleseg": segformer_names.PADDLESEG,
     "segformer_transformers": segformer_names.TRANSFORMERS,
     "semfpn_mmseg": cft_names.SEMFPN,
 }

@@ -4,13 +4,16 @@ Official: NVlabs/SegFormer, `segformer.b*.pth`, whose backbone has our names; th
 (`conv_seg`), which is left behind.
 transformers: the files of the hub's `nvidia/segformer-*` models, which have two layers where ours has one for keys
 and values.
-Both have linear layers in the head where ours has 1×1 convolutions: weights get or lose two axes.
+PaddleSeg: its `segformer_b*` files (`model.pdparams`), whose backbone has our names too, for presets
+`segformer_mit_b*_paddleseg`. Trap: its linear layers are (in, out), which fits square ones the wrong way as well.
+All have linear layers in the head where ours has 1×1 convolutions: weights get or lose two axes.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from seg_models.weights.paddleseg import conv_norm, turned
 from seg_models.weights.published import Layout
 
 MAX_DEPTH = 40
@@ -22,6 +25,12 @@ _OFFICIAL: dict[str, str] = {
     "decode_head.linear_fuse.conv": "head.fuse.conv",
     "decode_head.linear_fuse.bn": "head.fuse.norm",
     "decode_head.linear_pred": "classifier.conv",
+}
+_PADDLESEG: dict[str, str] = {
+    "backbone": "backbone.network",
+    **{f"linear_c{i + 1}.proj": f"head.linears.{i}" for i in range(4)},
+    **conv_norm("linear_fuse", "head.fuse"),
+    "linear_pred": "classifier.conv",
 }
 _BLOCK: dict[str, str] = {
     "layer_norm_1": "norm1",
@@ -63,6 +72,14 @@ def _without_kernel(name: str, value: Tensor) -> Tensor:
     return value.flatten(1) if name.startswith("head.linears.") and value.ndim == 4 else value
 
 
+def _from_paddle(name: str, value: Tensor) -> Tensor:
+    return _with_kernel(name, turned(name, value))
+
+
+def _to_paddle(name: str, value: Tensor) -> Tensor:
+    return turned(name, _without_kernel(name, value))
+
+
 _PRESETS = tuple(f"segformer_mit_b{size}" for size in range(6))
 OFFICIAL = Layout(
     "the authors' SegFormer",
@@ -79,4 +96,12 @@ TRANSFORMERS = Layout(
     stacked={"attn.kv": ("attn.keys", "attn.values")},
     adapt=_with_kernel,
     restore=_without_kernel,
+)
+PADDLESEG = Layout(
+    "PaddleSeg's SegFormer",
+    _PADDLESEG,
+    presets=tuple(f"{name}_paddleseg" for name in _PRESETS),
+    adapt=_from_paddle,
+    restore=_to_paddle,
+    counters=False,
 )

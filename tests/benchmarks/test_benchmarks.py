@@ -26,6 +26,7 @@ from benchmarks import (
     ray_pssl_loop,
     run,
     smoothgrad,
+    upsample_ce,
 )
 from benchmarks.measure import Effort, Entries, Measured, Skipped, median_pair, write
 from benchmarks.networks import random_network
@@ -52,6 +53,9 @@ NAMES = {
         "smoothgrad_efficientnet_b0_fp32",
         "smoothgrad_resnet50_bf16",
         "smoothgrad_resnet50_loop",
+    },
+    upsample_ce: {
+        f"upsample_ce{ending}_{what}" for ending in ("", "_weighted", "_ohem", "_150") for what in ("time", "memory")
     },
     fastfcn: {"fastfcn_dilated_time", "fastfcn_dilated_gmac"},
 }

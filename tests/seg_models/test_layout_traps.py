@@ -39,6 +39,18 @@ def test_keys_and_values_of_transformers_stand_one_above_the_other() -> None:
     assert torch.equal(ours[160:], tensors[f"{attention}.value.weight"])
 
 
+def test_linear_layers_of_paddle_multiply_from_the_other_side() -> None:
+    weight, features = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(4.0)
+    ours = LAYOUTS["segformer_paddleseg"].to_ours(
+        {"backbone.block1.0.attn.q.weight": weight, "linear_c4.proj.weight": weight}
+    )
+    torch.testing.assert_close(
+        functional.linear(features, ours["backbone.network.block1.0.attn.q.weight"]), features @ weight
+    )
+    found = functional.conv2d(features.view(1, 4, 1, 1), ours["head.linears.3.weight"]).flatten()
+    torch.testing.assert_close(found, features @ weight)
+
+
 def test_a_cft_trained_with_negated_energy_gives_its_scores_in_the_plain_form() -> None:
     settings: dict[str, Any] = {
         "backbone": BackboneSpec(name="resnet10t", model_kwargs={"channels": [8, 8, 16, 16], "stem_width": 8}),

@@ -53,4 +53,5 @@ def test_scores_equal_segmentation_models_pytorch(size: tuple[int, int]) -> None
 
 def test_the_released_widths_are_256_for_the_small_and_768_for_the_large() -> None:
     widths = {name: spec.width for name, spec in PRESETS.items() if isinstance(spec, SegFormerSpec) and "mit" in name}
-    assert widths == {f"segformer_mit_b{i}": 256 if i < 2 else 768 for i in range(6)}
+    endings = ("", "_paddleseg")
+    assert widths == {f"segformer_mit_b{i}{end}": 256 if i < 2 else 768 for i in range(6) for end in endings}
