@@ -17,6 +17,8 @@ INTRODUCTION = f"""# Models
 (`pytest tests/contracts`) hold parameters equal and multiply-adds within 0.5 % of the sheet. Multiply-adds are those of
 convolutions and matrix products, and ours include upsampling and pooling where they are written as matrix products.
 Parameters of prediction include branches that only training classifies by (DANet), as the literature counts them.
+No sheet counts VT-FPN, FaPN, AlignSeg and what FastFCN's upsampling is compared with: theirs are the layers of the
+paper or of the authors' code.
 """
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from seg_models.models import change_spec
-from seg_models.recipes import ccnet, cft, danet, dense, fastfcn, gated_scnn, hmsa, pspnet
+from seg_models.recipes import ccnet, cft, danet, dense, fastfcn, gated_scnn, hmsa, pspnet, pyramids
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe, ScheduleSpec
 from seg_models.spec import ModelSpec, did_you_mean, import_object, merge, resolve_model_spec
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     function.__name__: function
-    for module in (ccnet, cft, danet, dense, fastfcn, gated_scnn, hmsa, pspnet)
+    for module in (ccnet, cft, danet, dense, fastfcn, gated_scnn, hmsa, pspnet, pyramids)
     for function in module.RECIPES
 }
 
