@@ -3,8 +3,8 @@
 Huang, Lu, Cheng, He: FaPN: Feature-aligned Pyramid Network for Dense Image Prediction, ICCV 2021, arXiv 2108.07058.
 
 A feature pyramid in which a coarse level does not simply lie over the finer one. The finer level is first asked which
-of its channels carry detail (feature selection, section 3.3). The coarse one, enlarged, is then moved to where the
-finer one has its objects by a convolution whose taps look beside their places (feature alignment, section 3.2), and
+of its channels carry detail (feature selection module). The coarse one, enlarged, is then moved to where the
+finer one has its objects by a convolution whose taps look beside their places (feature alignment module), and
 only then added. SemFPN's doublings and sum make the scores, as in the authors' semantic networks.
 
 Deviations:
@@ -75,7 +75,7 @@ class FaPNSpec(ModelSpec):
 
 
 class FeatureSelection(nn.Module):
-    """Channels that carry detail, raised and brought to the width of the pyramid (section 3.3).
+    """Channels that carry detail, raised and brought to the width of the pyramid.
 
     Ĉ = f_s(C + C · u), with the importance u = σ(f_m(mean of C)) of every channel.
     """
@@ -93,7 +93,7 @@ class FeatureSelection(nn.Module):
 
 
 class FeatureAlignment(nn.Module):
-    """A coarse level moved onto a finer one (section 3.2): offsets of both, and a deformable convolution of the coarse.
+    """A coarse level moved onto a finer one: offsets of both, and a deformable convolution of the coarse.
 
     Offsets begin at zero and weights of taps at a half: an ordinary convolution.
     """
@@ -117,7 +117,7 @@ class FeatureAlignment(nn.Module):
 
 
 class AlignedPyramid(nn.Module):
-    """Levels of one width, each with what lies coarser moved onto it (figure 3)."""
+    """Levels of one width, each with what lies coarser moved onto it."""
 
     def __init__(
         self,

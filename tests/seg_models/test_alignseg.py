@@ -14,6 +14,8 @@ from seg_models import create_model, describe_model
 from seg_models.architectures.alignseg import AlignedContext, AlignSeg, AlignSegSpec, FlowField, Refinement, warp
 from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.export import export_model
+from seg_models.models import change_spec
+from seg_models.spec import preset
 
 NARROW = BackboneSpec(name="resnet10t", model_kwargs={"channels": [8, 16, 16, 32], "stem_width": 8})
 SMALL = AlignSegSpec(backbone=NARROW, width=16, aux_channels=8)
@@ -134,17 +136,21 @@ def test_the_head_has_the_parameters_of_the_authors_code(num_classes: int, main:
 
 
 @pytest.mark.parametrize("backbone", ["resnet50", "mit_b2"])
-def test_cft_has_fewer_parameters_as_its_table_1_says(backbone: str) -> None:
-    ours, theirs = (
-        describe_model(f"{name}_{backbone}", num_classes=150, size=(64, 64)).params_main for name in ("cft", "alignseg")
-    )
-    assert ours < theirs
+def test_cft_has_fewer_parameters_and_with_a_lighter_fusion_fewer_multiply_adds(backbone: str) -> None:
+    """CFT's table 1 has both below AlignSeg's. With the 3×3 convolution over four levels of its code, CFT has more
+    multiply-adds (93 and 86 GMAC with ResNet-50): the table's head must be lighter, such as doublings and a sum.
+    """
+    theirs = describe_model(f"alignseg_{backbone}", num_classes=150)
+    released = describe_model(f"cft_{backbone}", num_classes=150)
+    narrow_sum = change_spec(preset(f"cft_{backbone}"), {"fusion": "sum", "fusion_channels": 128})
+    lighter = describe_model(narrow_sum, num_classes=150)
+    assert max(released.params_main, lighter.params_main) < theirs.params_main
+    assert lighter.gmac < theirs.gmac < released.gmac
 
 
-def test_moved_maps_export_to_both_formats(tmp_path: Path) -> None:
-    results = export_model(moving(), directory=tmp_path, formats=("pt2", "onnx"), size=(40, 56))
-    assert [result.format for result in results] == ["pt2", "onnx"]
-    assert all(result.max_rel_diff <= 1e-4 for result in results)
+def test_moved_maps_run_in_onnxruntime(tmp_path: Path) -> None:
+    (result,) = export_model(moving(), directory=tmp_path, formats=("onnx",), size=(40, 56))
+    assert result.max_rel_diff <= 1e-4
 
 
 @pytest.mark.parametrize(

@@ -107,10 +107,9 @@ def test_the_pyramid_has_the_parameters_of_the_authors_code() -> None:
     assert sum(value.numel() for value in pyramid.parameters()) == expected == 7_786_888
 
 
-def test_moved_levels_export_to_both_formats(tmp_path: Path) -> None:
-    results = export_model(moving(), directory=tmp_path, formats=("pt2", "onnx"), size=(40, 56))
-    assert [result.format for result in results] == ["pt2", "onnx"]
-    assert all(result.max_rel_diff <= 1e-4 for result in results)
+def test_moved_levels_run_in_onnxruntime(tmp_path: Path) -> None:
+    (result,) = export_model(moving(), directory=tmp_path, formats=("onnx",), size=(40, 56))
+    assert result.max_rel_diff <= 1e-4
 
 
 def test_groups_that_do_not_divide_the_width_are_refused() -> None:

@@ -129,8 +129,7 @@ def test_an_exported_program_holds_plain_operations_only() -> None:
         )
 
 
-def test_lower_precision_is_left_for_places_and_kernels() -> None:
-    """Half a cell of bfloat16 at column 200 is a whole one."""
+def test_mixed_precision_is_left_for_the_lookup_and_its_kernel() -> None:
     x, conv, offsets, masks = inputs((5, 6))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = deform_conv(x.bfloat16(), conv, offsets=offsets, masks=masks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from seg_models.architectures.vtfpn import Projector, Tokenizer, TokenPyramid, TokenTransformer, VTFPNSpec
 from seg_models.backbones.timm_backbone import BackboneSpec
+from seg_models.export import export_model
 from seg_models.parts.pyramid import FeaturePyramid
 from seg_models.parts.pyramid_net import PyramidNet
 
@@ -128,3 +130,8 @@ def test_the_module_costs_what_the_paper_says() -> None:
         model = VTFPNSpec().build(150)
     assert gmac(plain, height=800, width=1216) == pytest.approx(55.1, abs=0.05)
     assert gmac(model.pyramid, height=800, width=1216) == pytest.approx(8.5, rel=0.03)
+
+
+def test_tokens_run_in_onnxruntime(tmp_path: Path) -> None:
+    (result,) = export_model(SMALL.build(4), directory=tmp_path, formats=("onnx",), size=(40, 56))
+    assert result.max_rel_diff <= 1e-4
