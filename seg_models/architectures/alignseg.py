@@ -4,9 +4,9 @@ Huang, Wei, Wang, Liu, Huang, Shi: AlignSeg: Feature-Aligned Segmentation Networ
 
 Levels are joined from fine to coarse at the size of the finest. Before a coarser level is added, both are moved: a
 small branch looks at the two and gives every cell a flow, the place where it should look instead of its own (aligned
-feature aggregation). The context of the coarsest level, averages over a 3×3 grid, is given to its cells
-the same way: each chooses by a flow where in the grid to look (aligned context modelling). Flows begin at
-zero, where all of this is plain enlarging and addition. An auxiliary head looks at the map after C4 has joined.
+feature aggregation). The context of the coarsest level, averages over a 3×3 grid, is given to its cells the same way:
+each chooses by a flow where in the grid to look (aligned context modelling). Flows begin at zero, where all of this is
+plain enlarging and addition. An auxiliary head looks at the map after C4 has joined.
 
 Deviations, each a setting where it matters:
 - Activations are ReLU; the authors' code has leaky ReLU outside the backbone: `activation`.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d  # type: ignore[import-untyped]
 
-from seg_models.parts.sampling import deform_conv, plain_deform_conv, sample
+from seg_models.parts.sampling import deform_conv, fused_deform_conv, plain_deform_conv, sample
 
 
 def look_up(x: Tensor, row: float, column: float) -> Tensor:
@@ -56,11 +56,6 @@ def slow_deform_conv(x: Tensor, conv: nn.Conv2d, *, offsets: Tensor, masks: Tens
     return out
 
 
-def plainly(x: Tensor, conv: nn.Conv2d, *, offsets: Tensor, masks: Tensor) -> Tensor:
-    assert conv.bias is not None
-    return plain_deform_conv(x, conv.weight, conv.bias, offsets=offsets, masks=masks)
-
-
 def inputs(
     size: tuple[int, int], *, channels: int = 4, groups: int = 2, reach: float = 2.0
 ) -> tuple[Tensor, nn.Conv2d, Tensor, Tensor]:
@@ -76,10 +71,11 @@ def test_both_forms_of_deformable_convolution_follow_the_formula(size: tuple[int
     expected = torch.stack(
         [slow_deform_conv(x[n], conv, offsets=offsets[n], masks=masks[n]) for n in range(x.shape[0])]
     )
-    with torch.no_grad():
-        found = deform_conv(x, conv, offsets=offsets, masks=masks), plainly(x, conv, offsets=offsets, masks=masks)
-    for form in found:
-        torch.testing.assert_close(form, expected, rtol=1e-4, atol=1e-5)
+    assert conv.bias is not None
+    for form in (plain_deform_conv, fused_deform_conv):
+        with torch.no_grad():
+            found = form(x, conv.weight, conv.bias, offsets=offsets, masks=masks)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "groups"), [((7, 9), 1), ((6, 5), 4), ((1, 1), 2)])
@@ -88,7 +84,7 @@ def test_plain_operations_equal_torchvisions_kernel_with_gradients(size: tuple[i
     theirs = DeformConv2d(4, 3, kernel_size=3, padding=1)
     theirs.load_state_dict(conv.state_dict())
     tensors = [value.requires_grad_() for value in (x, offsets, masks)]
-    expected, found = theirs(x, offsets, masks), plainly(x, conv, offsets=offsets, masks=masks)
+    expected, found = theirs(x, offsets, masks), deform_conv(x, conv, offsets=offsets, masks=masks)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     direction = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
     for ours, other in zip(
