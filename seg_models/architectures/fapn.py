@@ -8,8 +8,8 @@ finer one has its objects by a convolution whose taps look beside their places (
 only then added. SemFPN's doublings and sum make the scores, as in the authors' semantic networks.
 
 Deviations:
-- What the authors' code has and the equations do not: the enlarged level counts twice in what offsets are made of, the
-  taps are weighted (deformable convolution v2), in eight groups of channels, a ReLU follows, and the coarsest level
+- From the authors' code, beyond the idea: the enlarged level counts twice in what offsets are made of, taps have
+  weights (deformable convolution v2) and eight groups of channels move apart, a ReLU follows, and the coarsest level
   passes no 3×3 convolution.
 - The authors refine scores at uncertain points (PointRend); here they are enlarged.
 - Batch norm in the doublings (authors: group norm).

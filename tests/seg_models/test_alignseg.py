@@ -15,6 +15,7 @@ from seg_models.architectures.alignseg import AlignedContext, AlignSeg, AlignSeg
 from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.export import export_model
 from seg_models.models import change_spec
+from seg_models.recipes import resolve_recipe
 from seg_models.spec import preset
 
 NARROW = BackboneSpec(name="resnet10t", model_kwargs={"channels": [8, 16, 16, 32], "stem_width": 8})
@@ -169,3 +170,22 @@ def test_parts_keep_the_size_of_small_maps() -> None:
     found = context(torch.randn(2, 6, 1, 1))
     assert found.shape == (2, 8, 1, 1)
     assert torch.isfinite(found).all()
+
+
+def test_the_recipe_holds_the_authors_settings_without_hard_pixels() -> None:
+    recipe = resolve_recipe("alignseg_resnet101_cityscapes")
+    assert recipe.model == preset("alignseg_resnet101_official").model_copy(
+        update={"backbone": BackboneSpec(name="resnet101s", pretrained=True)}
+    )
+    assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (0.01, 5e-4)
+    assert (recipe.steps, recipe.global_batch, recipe.augment.crop) == (120_000, 8, (872, 872))
+    assert recipe.loss.aux_weight == 0.1
+
+
+@pytest.mark.parametrize("name", ["vtfpn", "fapn", "alignseg"])
+def test_rows_of_cfts_table_differ_in_the_network_alone(name: str) -> None:
+    for suffix in ("resnet50_ade20k", "efficientnet_lite0_camvid"):
+        ours, cft = resolve_recipe(f"{name}_{suffix}"), resolve_recipe(f"cft_{suffix}")
+        assert ours.model.arch == name
+        assert ours.model_dump(exclude={"model"}) == cft.model_dump(exclude={"model"})
+        assert ours.model_dump()["model"]["backbone"] == cft.model_dump()["model"]["backbone"]

@@ -17,6 +17,7 @@ from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.export import export_model
 from seg_models.outputs import SegModel
 from seg_models.parts.pyramid_net import PyramidNet
+from seg_models.recipes import resolve_recipe
 
 NARROW = BackboneSpec(name="resnet10t", model_kwargs={"channels": [8, 16, 16, 32], "stem_width": 8})
 SMALL = FaPNSpec(backbone=NARROW, width=16, num_groups=2, head_channels=8)
@@ -115,3 +116,10 @@ def test_moved_levels_run_in_onnxruntime(tmp_path: Path) -> None:
 def test_groups_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ValueError, match="width = 20 must be a multiple of num_groups = 8"):
         create_model({"arch": "fapn", "width": 20}, num_classes=2)
+
+
+def test_the_recipe_holds_the_authors_settings() -> None:
+    recipe = resolve_recipe("fapn_resnet50_cityscapes")
+    assert (recipe.optimizer.lr, recipe.optimizer.weight_decay) == (0.01, 1e-4)
+    assert (recipe.steps, recipe.global_batch, recipe.augment.crop) == (65_000, 32, (512, 1024))
+    assert recipe.schedule.warmup_steps == 1000
