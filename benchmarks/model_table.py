@@ -18,6 +18,8 @@ INTRODUCTION = f"""# Models
 convolutions and matrix products, and ours include upsampling and pooling where they are written as matrix products.
 OCRNet and CondNet have no sheet: theirs are sums over the layers of the published configurations, without upsampling.
 Parameters of prediction include branches that only training classifies by (DANet), as the literature counts them.
+No sheet counts VT-FPN, FaPN, AlignSeg and what FastFCN's upsampling is compared with: theirs are the layers of the
+paper or of the authors' code.
 """
 
 

@@ -11,6 +11,8 @@ COUNTS: tuple[tuple[str, int, int, int], ...] = (
     ("cft_mit_b2_naive_no_ffn", 150, 29_428_310, 0),
     ("cft_mit_b2_pooled", 150, 31_037_270, 0),
     ("cft_mit_b2_pooled_no_ffn", 150, 29_428_310, 0),
+    ("cft_mit_b2_pooled_2x2", 150, 31_037_270, 0),
+    ("cft_mit_b2_pooled_2x2_no_ffn", 150, 29_428_310, 0),
     ("cft_mit_b2_sum", 150, 33_023_318, 0),
     ("cft_mit_b2_sum128", 150, 30_495_574, 0),
     ("cft_mit_b2_light", 150, 27_383_382, 0),
@@ -18,6 +20,16 @@ COUNTS: tuple[tuple[str, int, int, int], ...] = (
     ("semfpn_resnet50", 150, 28_514_806, 0),
     ("semfpn_resnet101", 150, 47_506_934, 0),
     ("segformer_mit_b2", 150, 27_461_974, 0),
+    # no sheet counts these: backbone of the sheet, and layers of the paper (VT-FPN), of the authors' code (FaPN), or
+    # counted on the authors' network (AlignSeg); SemFPN's doublings and classifier have 1 643 158
+    ("vtfpn_resnet50", 150, 23_527_264 + 984_064 + 3_416_064 + 4_194_304 + 1_643_158, 0),
+    ("vtfpn_mit_b2", 150, 24_196_288 + 263_168 + 3_416_064 + 4_194_304 + 1_643_158, 0),
+    ("fapn_resnet50", 150, 23_527_264 + 7_786_888 + 1_643_158, 0),
+    ("fapn_mit_b2", 150, 24_196_288 + 5_812_616 + 1_643_158, 0),
+    ("alignseg_resnet50", 19, 23_527_264 + 23_626_899, 595_475),
+    ("alignseg_resnet50", 150, 23_527_264 + 23_660_566, 629_142),
+    ("alignseg_resnet101", 150, 42_519_392 + 23_660_566, 629_142),
+    ("alignseg_resnet101_official", 19, 66_846_310 - 595_475, 595_475),
     ("ccnet_resnet101_official", 19, 66_558_036, 4_729_875),  # specs: CCNet section 6
     ("ccnet_resnet50", 19, 47_461_364, 2_364_691),
     ("ccnet_resnet101", 19, 66_453_492, 2_364_691),
@@ -53,6 +65,10 @@ COUNTS: tuple[tuple[str, int, int, int], ...] = (
     ("fastfcn_resnet50_enc", 19, 44_978_758, 2_364_691),
     ("fastfcn_resnet50_enc", 150, 45_113_164, 2_398_358),
     ("fastfcn_resnet50_enc_jpux", 59, 45_003_414, 2_374_971),
+    # by the layers: in place of the JPU nothing, or FPN, behind which the head's first convolution has 512 channels
+    ("fastfcn_resnet50_enc_stride32", 59, 23_631_808 + 1_652_438, 2_374_971),
+    ("fastfcn_resnet50_enc_bilinear", 59, 23_631_808 + 1_652_438, 2_374_971),
+    ("fastfcn_resnet50_enc_fpn", 59, 23_631_808 + 4_196_352 + 1_652_438 - 1_536 * 512, 2_374_971),
     ("fastfcn_resnet101_fcn", 59, 71_827_963, 2_374_971),
     ("fastfcn_resnet101_psp", 59, 85_463_547, 2_374_971),
     ("fastfcn_resnet101_aspp", 59, 78_500_091, 2_374_971),
@@ -97,6 +113,8 @@ GMACS: tuple[tuple[str, int, tuple[int, int], float], ...] = (
     ("cft_mit_b2_naive_no_ffn", 150, (512, 512), 112.94),
     ("cft_mit_b2_pooled", 150, (512, 512), 88.70),
     ("cft_mit_b2_pooled_no_ffn", 150, (512, 512), 77.23),
+    ("cft_mit_b2_pooled_2x2", 150, (512, 512), 87.11),
+    ("cft_mit_b2_pooled_2x2_no_ffn", 150, (512, 512), 75.64),
     ("cft_mit_b2_sum", 150, (512, 512), 68.98),
     ("cft_mit_b2_sum128", 150, (512, 512), 58.17),
     ("cft_mit_b2_light", 150, (512, 512), 42.32),
@@ -104,6 +122,8 @@ GMACS: tuple[tuple[str, int, tuple[int, int], float], ...] = (
     ("semfpn_resnet50", 150, (512, 512), 45.54),
     ("semfpn_resnet101", 150, (512, 512), 64.94),
     ("segformer_mit_b2", 150, (512, 512), 62.34),
+    ("fapn_resnet50", 150, (512, 512), 45.54 - 14.85 + 40.90),  # SemFPN of the sheet with the authors' pyramid
+    ("alignseg_resnet101_official", 19, (769, 769), 252.86),  # counted on the authors' network
     ("ccnet_resnet101_official", 19, (769, 769), 653.4),  # specs: CCNet section 6
     ("ccnet_resnet101_official", 19, (1024, 2048), 2310.0),
     ("ccnet_resnet50", 19, (512, 1024), 402.4),

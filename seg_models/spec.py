@@ -34,12 +34,14 @@ class ModelSpec(Spec, abc.ABC):
 
 # The one table of built-in architectures: name -> where its settings live.
 ARCHITECTURES: dict[str, str] = {
+    "alignseg": "seg_models.architectures.alignseg:AlignSegSpec",
     "ccnet": "seg_models.architectures.ccnet:CCNetSpec",
     "cft": "seg_models.architectures.cft:CFTSpec",
     "condnet": "seg_models.architectures.condnet:CondNetSpec",
     "danet": "seg_models.architectures.danet:DANetSpec",
     "deeplabv3": "seg_models.architectures.deeplabv3:DeepLabV3Spec",
     "deeplabv3plus": "seg_models.architectures.deeplabv3plus:DeepLabV3PlusSpec",
+    "fapn": "seg_models.architectures.fapn:FaPNSpec",
     "fastfcn": "seg_models.architectures.fastfcn:FastFCNSpec",
     "fcn": "seg_models.architectures.fcn:FCNSpec",
     "gated_scnn": "seg_models.architectures.gated_scnn:GatedSCNNSpec",
@@ -51,6 +53,7 @@ ARCHITECTURES: dict[str, str] = {
     "pspnet": "seg_models.architectures.pspnet:PSPNetSpec",
     "segformer": "seg_models.architectures.segformer:SegFormerSpec",
     "semfpn": "seg_models.architectures.semfpn:SemFPNSpec",
+    "vtfpn": "seg_models.architectures.vtfpn:VTFPNSpec",
 }
 
 

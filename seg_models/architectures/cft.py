@@ -324,6 +324,8 @@ PRESETS: dict[str, ModelSpec] = {
     "cft_mit_b2_naive_no_ffn": _mit("mit_b2", attend_to="cells", ffn_ratio=0),
     "cft_mit_b2_pooled": _mit("mit_b2", attend_to="pooled"),
     "cft_mit_b2_pooled_no_ffn": _mit("mit_b2", attend_to="pooled", ffn_ratio=0),
+    "cft_mit_b2_pooled_2x2": _mit("mit_b2", attend_to="pooled", pool_cells=2),
+    "cft_mit_b2_pooled_2x2_no_ffn": _mit("mit_b2", attend_to="pooled", pool_cells=2, ffn_ratio=0),
     "cft_mit_b2_sum": _mit("mit_b2", fusion="sum"),
     "cft_mit_b2_sum128": _mit("mit_b2", fusion="sum", fusion_channels=128),
     "cft_mit_b2_light": _mit("mit_b2", fusion_kernel=1, level_convs=False),

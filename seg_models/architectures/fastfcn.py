@@ -46,6 +46,7 @@ from seg_models.parts.encoding import presence_loss
 from seg_models.parts.heads import ClassifierHead
 from seg_models.parts.layers import ConvNormAct
 from seg_models.parts.losses import cross_entropies
+from seg_models.parts.pyramid import top_down
 from seg_models.parts.resample import enlarge
 from seg_models.spec import ModelSpec, Spec
 
@@ -101,7 +102,19 @@ class BilinearSpec(Spec):
         return BilinearUpsampling(channels)
 
 
-UpsamplingSpec = Annotated[JPUSpec | JPUXSpec | BilinearSpec, Field(discriminator="kind")]
+class FPNSpec(Spec):
+    """A feature pyramid, of which the finest level is used: what JPU is compared with."""
+
+    kind: Literal["fpn"] = "fpn"
+    width: int = Field(512, gt=0)
+    """Channels of every level; JPU's levels have as many, the paper does not say."""
+
+    def build(self, channels: Sequence[int]) -> FPNUpsampling:
+        """The module for a pyramid of these channels."""
+        return FPNUpsampling(channels, width=self.width)
+
+
+UpsamplingSpec = Annotated[JPUSpec | JPUXSpec | BilinearSpec | FPNSpec, Field(discriminator="kind")]
 
 
 class FastFCNSpec(ModelSpec):
@@ -261,6 +274,22 @@ class BilinearUpsampling(nn.Module):
         return enlarge(pyramid[-1], pyramid[0].shape[-2:])
 
 
+class FPNUpsampling(nn.Module):
+    """C3 with what C4 and C5 add to it, through a 3×3 convolution (Lin et al., arXiv 1612.03144, section 3)."""
+
+    def __init__(self, channels: Sequence[int], *, width: int) -> None:
+        super().__init__()
+        self.out_channels = width
+        self.laterals = nn.ModuleList(nn.Conv2d(level, width, kernel_size=1) for level in channels)
+        self.conv = nn.Conv2d(width, width, kernel_size=3, padding=1)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """(C3, C4, C5) to (N, width, h, w) at the size of C3."""
+        levels = [lateral(level) for lateral, level in zip(self.laterals, pyramid, strict=True)]
+        finest: Tensor = self.conv(top_down(levels)[0])
+        return finest
+
+
 class FastFCN(SegModel):
     """Backbone, upsampling of its last three levels, head; an auxiliary head on C4 in training."""
 
@@ -343,6 +372,10 @@ PRESETS: dict[str, ModelSpec] = {
         f"fastfcn_{net}_enc_jpux": FastFCNSpec(backbone=BackboneSpec(name=name), upsampling=JPUXSpec())
         for net, name in _RESNETS.items()
     },
+    # What the paper compares JPU with: another upsampling, or none, in front of the same head.
+    "fastfcn_resnet50_enc_fpn": FastFCNSpec(upsampling=FPNSpec()),
+    "fastfcn_resnet50_enc_bilinear": FastFCNSpec(upsampling=BilinearSpec()),
+    "fastfcn_resnet50_enc_stride32": FastFCNSpec(upsampling=None),
     "fastfcn_efficientnet_lite0_enc": FastFCNSpec(
         backbone=BackboneSpec(name="tf_efficientnet_lite0"),
         upsampling=JPUSpec(width=64),

@@ -1,6 +1,6 @@
-"""Decoders over a pyramid of features: enlarging levels, adding them up, classifying cells.
+"""Decoders over a pyramid of features: enlarging levels, adding them up.
 
-Shapes: N batch, C channels, K classes, h w cells; levels go from fine to coarse.
+Shapes: N batch, C channels, h w cells; levels go from fine to coarse.
 """
 
 from __future__ import annotations
@@ -14,11 +14,38 @@ from torch.nn import functional
 from seg_models.parts.layers import ConvNormAct
 
 
-def upsample_to(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(N, C, h, w) to (N, C, *size), bilinear between cell centres (align_corners=False)."""
+def upsample_to(x: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
+    """(N, C, h, w) to (N, C, *size), bilinear between cell centres."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
-    return functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+    return functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
+
+
+def top_down(levels: Sequence[Tensor]) -> list[Tensor]:
+    """Every level plus what lies coarser, enlarged by repetition: (N, C, h, w) each, fine to coarse, to the same."""
+    summed = list(levels)
+    for i in reversed(range(len(summed) - 1)):
+        summed[i] = summed[i] + functional.interpolate(summed[i + 1], size=summed[i].shape[-2:], mode="nearest")
+    return summed
+
+
+class FeaturePyramid(nn.Module):
+    """Levels of one width that take in what lies coarser (Lin et al., CVPR 2017, arXiv 1612.03144, section 3).
+
+    Args:
+        channels: channels of the backbone's levels, fine to coarse.
+        width: channels of every level of the pyramid.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(level, width, kernel_size=1) for level in channels)
+        self.convs = nn.ModuleList(nn.Conv2d(width, width, kernel_size=3, padding=1) for _ in channels)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """One (N, C, h, w) per level, fine to coarse, to as many (N, width, h, w)."""
+        levels = top_down([lateral(level) for lateral, level in zip(self.laterals, features, strict=True)])
+        return [conv(level) for conv, level in zip(self.convs, levels, strict=True)]
 
 
 class ScaleHeads(nn.Module):

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from seg_models.models import change_spec
-from seg_models.recipes import ccnet, cft, condnet, danet, dense, fastfcn, gated_scnn, hmsa, ocrnet, pspnet
+from seg_models.recipes import ccnet, cft, condnet, danet, dense, fastfcn, gated_scnn, hmsa, ocrnet, pspnet, pyramids
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe, ScheduleSpec
 from seg_models.spec import ModelSpec, did_you_mean, import_object, merge
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     function.__name__: function
-    for module in (ccnet, cft, condnet, danet, dense, fastfcn, gated_scnn, hmsa, ocrnet, pspnet)
+    for module in (ccnet, cft, condnet, danet, dense, fastfcn, gated_scnn, hmsa, ocrnet, pspnet, pyramids)
     for function in module.RECIPES
 }
 

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from benchmarks.sheet_figures import COUNTS, GMACS
 from seg_models import describe_model, load_model, save_model
+from seg_models.architectures.alignseg import AlignSegSpec
 from seg_models.architectures.ccnet import CCNetSpec, ConsistencySpec, OhemSpec
 from seg_models.architectures.cft import SWIN, CFTSpec
 from seg_models.architectures.condnet import CondNetSpec
 from seg_models.architectures.danet import DANetSpec
 from seg_models.architectures.deeplabv3 import DeepLabV3Spec
 from seg_models.architectures.deeplabv3plus import DeepLabV3PlusSpec
-from seg_models.architectures.fastfcn import BilinearSpec, FastFCNSpec, JPUSpec, JPUXSpec
+from seg_models.architectures.fapn import FaPNSpec
+from seg_models.architectures.fastfcn import BilinearSpec, FastFCNSpec, FPNSpec, JPUSpec, JPUXSpec
 from seg_models.architectures.fastfcn_heads import ASPPHeadSpec, EncodingHeadSpec, FCNHeadSpec, PSPHeadSpec
 from seg_models.architectures.fcn import FCNSpec
 from seg_models.architectures.gated_scnn import GatedSCNNSpec
@@ -29,6 +31,7 @@ from seg_models.architectures.pspnet import PSPNetSpec
 from seg_models.architectures.scale_baselines import AverageScalesSpec, ExplicitScalesSpec
 from seg_models.architectures.segformer import SegFormerSpec
 from seg_models.architectures.semfpn import SemFPNSpec
+from seg_models.architectures.vtfpn import VTFPNSpec
 from seg_models.backbones.hrnet import HRNetSpec
 from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.export import FullSizeScores
@@ -142,6 +145,12 @@ SMALL: dict[str, ModelSpec] = {
         aux_channels=None,
     ),
     "segformer_mit_tiny": SegFormerSpec(backbone=TINY_MIT, width=32),
+    "alignseg": AlignSegSpec(backbone=BackboneSpec(**NARROW), width=16, aux_channels=8),
+    "alignseg_authors": AlignSegSpec(
+        backbone=BackboneSpec(**NARROW), width=16, aux_channels=None, activation="leaky_relu", align_corners=True
+    ),
+    "fapn_mit_tiny": FaPNSpec(backbone=TINY_MIT, width=16, num_groups=2, head_channels=16),
+    "vtfpn_mit_tiny": VTFPNSpec(backbone=TINY_MIT, width=32, num_tokens=3, token_channels=24, head_channels=16),
     "semfpn_mit_tiny": SemFPNSpec(backbone=TINY_MIT, width=32, head_channels=16),
     "pspnet_convnext_paddleseg": PSPNetSpec(
         backbone=BackboneSpec(
@@ -192,6 +201,9 @@ SMALL: dict[str, ModelSpec] = {
         upsampling=None,
         head=ASPPHeadSpec(channels=16),
         aux_channels=16,
+    ),
+    "fastfcn_fcn_fpn": FastFCNSpec(
+        backbone=BackboneSpec(**NARROW), upsampling=FPNSpec(width=32), head=FCNHeadSpec(channels=32), aux_channels=None
     ),
     "fastfcn_fcn_bilinear": FastFCNSpec(
         backbone=BackboneSpec(**NARROW), upsampling=BilinearSpec(), head=FCNHeadSpec(channels=32), aux_channels=16
@@ -272,6 +284,8 @@ def test_gradients_reach_every_parameter(spec: ModelSpec) -> None:
     for name, value in model.named_parameters():
         if name.endswith("gamma"):
             nn.init.ones_(value)  # so do attentions
+        elif value.dim() > 1 and not value.any():
+            nn.init.normal_(value, std=0.01)  # so do offsets and flows
     torch.autograd.backward(total_loss(model, model(make_images(2, 64, 64)), make_labels(2, 64, 64)))
     without = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
     allowed = [name for name in without if name.endswith(".conv.bias")]  # a batch norm behind takes its effect away

@@ -328,6 +328,8 @@ HEAD_GMACS = [
     ("cft_mit_b2_no_ffn", 512, 57.66),
     ("cft_mit_b2_naive", 512, 104.17),
     ("cft_mit_b2_naive_no_ffn", 512, 92.70),
+    ("cft_mit_b2_pooled_2x2", 512, 66.87),
+    ("cft_mit_b2_pooled_2x2_no_ffn", 512, 55.40),
     ("cft_mit_b2_pooled", 512, 68.47),
     ("cft_mit_b2_pooled_no_ffn", 512, 57.00),
     ("cft_mit_b2_sum", 512, 48.74),

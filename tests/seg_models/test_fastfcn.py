@@ -16,6 +16,7 @@ from seg_models.architectures.fastfcn import (
     JPUX,
     FastFCN,
     FastFCNSpec,
+    FPNSpec,
     JointUpsampling,
     JPUSpec,
     JPUXSpec,
@@ -202,6 +203,31 @@ def test_jpu_x_has_group_norms_in_its_branches_only() -> None:
     norms = [type(part).__name__ for part in module.modules() if isinstance(part, nn.BatchNorm2d | nn.GroupNorm)]
     assert norms.count("GroupNorm") == 12
     assert norms.count("BatchNorm2d") == 4
+
+
+def test_fpn_adds_what_lies_coarser_to_c3_and_is_as_wide_as_a_level_of_jpu() -> None:
+    """Nearest enlarging written as a look at the cell whose place is ⌊i·coarse/fine⌋."""
+    torch.manual_seed(0)
+    module = FPNSpec(width=4).build((6, 8, 10))
+    c3, c4, c5 = make_pyramid((6, 8, 10), size=(9, 12))
+    fine, middle, coarse = (lateral(level) for lateral, level in zip(module.laterals, (c3, c4, c5), strict=True))
+    total = torch.empty_like(fine)
+    for i in range(9):
+        for j in range(12):
+            at, beyond = (i * 5 // 9, j * 6 // 12), ((i * 5 // 9) * 3 // 5, (j * 6 // 12) * 3 // 6)
+            total[..., i, j] = fine[..., i, j] + middle[..., at[0], at[1]] + coarse[..., beyond[0], beyond[1]]
+    torch.testing.assert_close(module([c3, c4, c5]), module.conv(total), rtol=1e-4, atol=1e-5)
+    assert FPNSpec().width == JPUSpec().width == 512
+
+
+def test_the_compared_upsamplings_differ_in_nothing_but_what_makes_the_map() -> None:
+    rows = {form: preset(f"fastfcn_resnet50_enc{form}") for form in ("", "_fpn", "_bilinear", "_stride32")}
+    assert {name: spec.model_copy(update={"upsampling": None}) for name, spec in rows.items()} == dict.fromkeys(
+        rows, rows["_stride32"]
+    )
+    with torch.device("meta"):
+        strides = {name: spec.build(3).output_stride for name, spec in rows.items()}
+    assert strides == {"": 8, "_fpn": 8, "_bilinear": 8, "_stride32": 32}
 
 
 # Heads

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seg_models.architectures.semfpn import SemFPN, SemFPNSpec
+from seg_models.architectures.semfpn import SemFPNSpec
 from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.parts.pyramid import ScaleHeads
+from seg_models.parts.pyramid_net import PyramidNet
 
 NARROW = BackboneSpec(name="resnet10t", model_kwargs={"channels": [8, 16, 16, 32], "stem_width": 8})
 
@@ -37,7 +38,7 @@ def composed(model: Any, images: Tensor) -> Tensor:
 def test_the_network_equals_a_plain_composition() -> None:
     torch.manual_seed(0)
     model = SemFPNSpec(backbone=NARROW, width=16, head_channels=8).build(5).eval()
-    assert isinstance(model, SemFPN)
+    assert isinstance(model, PyramidNet)
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     with torch.no_grad():
         torch.testing.assert_close(model(images).logits, composed(model, images))
