@@ -34,19 +34,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     numbers = {field.name: getattr(given, field.name) for field in fields(Settings)}
     settings = Settings(**{**numbers, "crop": tuple(given.crop)})
     stages = Stages(settings, data=given.data, output=given.output)
-    rows: list[dict[str, Any]] = []
-    failures: dict[str, str] = {}
     with ray_session(ComputeSpec()):
         stages.prepare()
-        for number, arch in enumerate(given.only, 1):
-            print(f"=== {arch} ({number} of {len(given.only)})", flush=True)
-            try:
-                rows.append(measure(arch, stages))
-            except (CommandError, ValueError) as error:
-                failures[arch] = str(error)
-                print(f"=== {arch} failed: {error}", flush=True)
+        rows, failures = measure_all(given.only, stages)
     write(rows, failures, settings, folder=stages.runs)
     return 1 if failures else 0
+
+
+def measure_all(archs: Sequence[str], stages: Stages) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The rows of the architectures that went well, and why the others did not."""
+    rows: list[dict[str, Any]] = []
+    failures: dict[str, str] = {}
+    for number, arch in enumerate(archs, 1):
+        print(f"=== {arch} ({number} of {len(archs)})", flush=True)
+        try:
+            rows.append(measure(arch, stages))
+        except (CommandError, ValueError) as error:
+            failures[arch] = str(error)
+            print(f"=== {arch} failed: {error}", flush=True)
+    return rows, failures
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,4 +102,7 @@ def write(rows: list[dict[str, Any]], failures: dict[str, str], settings: Settin
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted; run the same command again to continue")

@@ -42,8 +42,8 @@ def results_markdown(rows: Sequence[dict[str, Any]], settings: Settings) -> str:
     height, width = settings.crop
     text = (
         f"{settings.pssl_steps} steps on PSSL labels, then {settings.steps} steps on CamVid-11's training frames, of "
-        f"{settings.batch} crops of {height}×{width} from pictures with a short side of {settings.short_side} px; AdamW "
-        f"at {settings.lr:g}, seed {settings.seed}, {settings.threads} threads; the same for all. Losses: mean of the "
+        f"{settings.batch} crops of {height}×{width} from pictures with a short side of {settings.short_side} px; "
+        f"AdamW at {settings.lr:g}, seed {settings.seed}, {settings.threads} threads; the same for all. Losses: mean of the "
         f"first → of the last tenth of the steps. Evaluated: all {rows[0]['evaluated']} frames of the split `val` at "
         "360×480. Seconds: the three commands of a network, with their start."
     )
