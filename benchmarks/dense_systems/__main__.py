@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is missing, then write the table. Returns the exit code: 1 where a network failed."""
     given = parser().parse_args(arguments)
     numbers = {field.name: getattr(given, field.name) for field in fields(Settings)}
-    settings = Settings(**{**numbers, "crop": tuple(given.crop)})
+    settings = Settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in numbers.items()})
     stages = Stages(settings, data=given.data, output=given.output)
     with ray_session(ComputeSpec()):
         stages.prepare()
@@ -62,8 +62,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--output", type=Path, default=Path("out/dense_systems"))
     found.add_argument("--only", nargs="+", metavar="ARCH", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
     for field in fields(Settings):
-        sizes: dict[str, Any] = {"type": int, "nargs": 2} if field.name == "crop" else {"type": type(field.default)}
-        found.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **sizes)
+        pair = isinstance(field.default, tuple)
+        kind: dict[str, Any] = {"type": int, "nargs": 2} if pair else {"type": type(field.default)}
+        found.add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **kind)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.study.maps import short_hash
@@ -12,11 +12,12 @@ from benchmarks.study.maps import short_hash
 class Settings:
     """Sizes are in pixels, those of frames before they are scaled."""
 
-    pssl_steps: int = 20
-    steps: int = 200
-    batch: int = 6
-    crop: tuple[int, int] = (160, 192)
-    short_side: int = 180
+    pssl_steps: int = 10
+    pssl_crop: tuple[int, int] = (96, 96)
+    steps: int = 150
+    batch: int = 4
+    crop: tuple[int, int] = (128, 160)
+    short_side: int = 160
     lr: float = 1e-3
     threads: int = 2
     seed: int = 0
@@ -63,8 +64,9 @@ background_weight = 0.1
 
 def write_jobs(settings: Settings, folder: Path, *, images: Path, frames: Path) -> tuple[Path, Path]:
     """Write `pssl.toml` and `camvid.toml`: all that is equal for every network. Returns their places."""
-    pssl = _job("pssl", settings, dataset=images, labels="pssl", steps=settings.pssl_steps) + PSSL_LOSS
-    camvid = _job("camvid", settings, dataset=frames, labels="human", steps=settings.steps)
+    images_job = replace(settings, steps=settings.pssl_steps, crop=settings.pssl_crop)
+    pssl = _job("pssl", images_job, dataset=images, labels="pssl") + PSSL_LOSS
+    camvid = _job("camvid", settings, dataset=frames, labels="human")
     folder.mkdir(parents=True, exist_ok=True)
     places = folder / "pssl.toml", folder / "camvid.toml"
     for place, text in zip(places, (pssl, camvid), strict=True):
@@ -72,7 +74,6 @@ def write_jobs(settings: Settings, folder: Path, *, images: Path, frames: Path) 
     return places
 
 
-def _job(name: str, settings: Settings, *, dataset: Path, labels: str, steps: int) -> str:
-    common = {key: value for key, value in asdict(settings).items() if key != "steps"}
-    log_every = max(1, steps // 10)
-    return JOB.format(name=name, dataset=dataset, labels=labels, steps=steps, log_every=log_every, **common)
+def _job(name: str, settings: Settings, *, dataset: Path, labels: str) -> str:
+    log_every = max(1, settings.steps // 10)
+    return JOB.format(name=name, dataset=dataset, labels=labels, log_every=log_every, **asdict(settings))

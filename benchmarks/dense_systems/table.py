@@ -39,13 +39,14 @@ def results_markdown(rows: Sequence[dict[str, Any]], settings: Settings) -> str:
     base = majority(rows[0])
     last = ("the most frequent class", base.name, *["–"] * 4, *_scores(base.miou, base.pixel_accuracy))
     figures = table(COLUMNS, iter([*(_line(row) for row in rows), last]))
-    height, width = settings.crop
+    crops = ["×".join(map(str, crop)) for crop in (settings.pssl_crop, settings.crop)]
     text = (
-        f"{settings.pssl_steps} steps on PSSL labels, then {settings.steps} steps on CamVid-11's training frames, of "
-        f"{settings.batch} crops of {height}×{width} from pictures with a short side of {settings.short_side} px; "
-        f"AdamW at {settings.lr:g}, seed {settings.seed}, {settings.threads} threads; the same for all. Losses: mean of the "
-        f"first → of the last tenth of the steps. Evaluated: all {rows[0]['evaluated']} frames of the split `val` at "
-        "360×480. Seconds: the three commands of a network, with their start."
+        f"{settings.pssl_steps} steps on PSSL labels with {settings.batch} crops of {crops[0]}, then {settings.steps} "
+        f"steps on CamVid-11's training frames with {settings.batch} crops of {crops[1]}; short side of pictures "
+        f"{settings.short_side} px, AdamW at {settings.lr:g}, seed {settings.seed}, {settings.threads} threads; the "
+        "same for every network. Losses: mean of the first → of the last tenth of the steps. Evaluated: all "
+        f"{rows[0]['evaluated']} frames of the split `val` at 360×480. Seconds: the three commands of a network, with "
+        "their start."
     )
     return f"{text}\n\n{figures}\n"
 

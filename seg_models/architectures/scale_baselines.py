@@ -210,9 +210,9 @@ PRESETS: dict[str, ModelSpec] = {
     "hmsa_deeplabv3plus_resnet50_average": AverageScalesSpec(inner=NVIDIA_DEEPLAB),
     "hmsa_deeplabv3plus_resnet50_max": AverageScalesSpec(inner=NVIDIA_DEEPLAB, pool="max"),
     "hmsa_pspnet_efficientnet_lite0_explicit": ExplicitScalesSpec(
-        inner=PSPNETS["pspnet_efficientnet_lite0"], attention_channels=32, criterion="ce"
+        inner=PSPNETS["pspnet_efficientnet_lite0"], attention_channels=32, scales=(0.5, 1.0), criterion="ce"
     ),
     "hmsa_pspnet_efficientnet_lite0_average": AverageScalesSpec(
-        inner=PSPNETS["pspnet_efficientnet_lite0"], criterion="ce"
+        inner=PSPNETS["pspnet_efficientnet_lite0"], scales=(0.5, 1.0), criterion="ce"
     ),
 }

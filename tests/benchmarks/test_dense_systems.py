@@ -26,15 +26,15 @@ SCORES = {"miou": 0.5, "pixel_accuracy": 0.8, "evaluated": 1, "confusion": [[6, 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_architecture_has_a_small_preset(arch: str) -> None:
-    found = small_system(arch, num_classes=len(CLASSES), crop=(160, 192))
+    found = small_system(arch, num_classes=len(CLASSES), crop=(128, 160))
     assert found.spec.arch == arch
     assert found.gmac <= systems.MOST_GMAC
 
 
 def test_an_architecture_without_one_is_named_with_what_its_cheapest_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(systems, "MOST_GMAC", 0.1)
-    with pytest.raises(ValueError, match=r"fcn has no small preset: fcn_efficientnet_lite0 takes 0\.5 GMAC .* 160×192"):
-        small_system("fcn", num_classes=11, crop=(160, 192))
+    with pytest.raises(ValueError, match=r"fcn has no small preset: fcn_efficientnet_lite0 takes 0\.3 GMAC .* 128×160"):
+        small_system("fcn", num_classes=11, crop=(128, 160))
 
 
 def test_weights_are_given_to_backbones_however_deep_they_stand() -> None:
@@ -95,7 +95,22 @@ def test_a_network_is_trained_and_evaluated_and_not_again(tmp_path: Path, capsys
     for split in ("train", "val"):
         write_frames(tmp_path / "data" / FRAMES / split, count=4)
     places = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--only", "semfpn"]
-    sizes = ["--pssl-steps", "2", "--steps", "20", "--batch", "4", "--crop", "32", "32", "--short-side", "40"]
+    sizes = [
+        "--pssl-steps",
+        "2",
+        "--pssl-crop",
+        "32",
+        "32",
+        "--steps",
+        "20",
+        "--batch",
+        "4",
+        "--crop",
+        "32",
+        "32",
+        "--short-side",
+        "40",
+    ]
     assert command.main([*places, *sizes]) == 0
     first = capsys.readouterr().out
     assert first.count("$ segray train") == 2
