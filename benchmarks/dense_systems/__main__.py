@@ -31,8 +31,8 @@ from seg_models.spec import ARCHITECTURES
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is missing, then write the table. Returns the exit code: 1 where a network failed."""
     given = parser().parse_args(arguments)
-    numbers = {field.name: getattr(given, field.name) for field in fields(Settings)}
-    settings = Settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in numbers.items()})
+    values: dict[str, Any] = {field.name: getattr(given, field.name) for field in fields(Settings)}
+    settings = Settings(**values | {key: tuple(values[key]) for key in ("crop", "pssl_crop")})
     stages = Stages(settings, data=given.data, output=given.output)
     with ray_session(ComputeSpec()):
         stages.prepare()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks.dense_systems import __main__ as command
 from benchmarks.dense_systems import systems
-from benchmarks.dense_systems.stages import FRAMES, IMAGES, CommandError, copy_sample, segray
+from benchmarks.dense_systems.stages import FRAMES, IMAGES, CommandError, Stages, copy_sample, segray
 from benchmarks.dense_systems.systems import small_system, weight_flags
 from benchmarks.dense_systems.table import majority
 from jobs.load import parse_flags
@@ -65,8 +65,8 @@ def test_a_network_that_fails_is_told_and_stops_no_other(
         return scores[system.arch]  # type: ignore[no-any-return]
 
     monkeypatch.setattr(command, "ray_session", lambda compute: contextlib.nullcontext())
-    monkeypatch.setattr(command.Stages, "prepare", lambda stages: stages.runs.mkdir(parents=True))
-    monkeypatch.setattr(command.Stages, "measure", row_of)
+    monkeypatch.setattr(Stages, "prepare", lambda stages: stages.runs.mkdir(parents=True))
+    monkeypatch.setattr(Stages, "measure", row_of)
     assert command.main(["--output", str(tmp_path), "--only", "fcn", "danet", "pspnet"]) == 1
     said = capsys.readouterr()
     assert "failed: fcn: segray train: out of luck" in said.err
