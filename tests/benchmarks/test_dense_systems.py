@@ -89,6 +89,8 @@ def test_a_sample_is_spread_over_the_list(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "some").iterdir()) == ["0.png", "2.png", "4.png", "index.tsv"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_local")
 def test_a_network_is_trained_and_evaluated_and_not_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "data" / IMAGES, count=4)
