@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from seg_models.outputs import SegModel
 from seg_models.parts.resample import bilinear_matrix, resample
@@ -76,21 +77,29 @@ def export_model(
     was_training, device = model.training, next(model.parameters()).device
     network = FullSizeScores(model.cpu()).eval()
     try:
-        return [_export_one(network, kind, directory=directory, size=size, tolerance=tolerance) for kind in formats]
+        return _export_all(network, formats, directory=directory, size=size, tolerance=tolerance)
     finally:
         model.train(was_training).to(device)
 
 
-def _export_one(
-    network: nn.Module, kind: ExportFormat, *, directory: Path, size: tuple[int, int], tolerance: float
-) -> ExportResult:
+@torch.no_grad()
+def _export_all(
+    network: nn.Module, formats: Sequence[ExportFormat], *, directory: Path, size: tuple[int, int], tolerance: float
+) -> list[ExportResult]:
+    """Trace the network once, without gradients, and write every format from what was traced."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=generator)
-    with torch.no_grad():
-        expected = network(images)
+    expected = network(images)
+    program = torch.export.export(network, (images,), strict=False)
+    return [_export_one(program, kind, images, expected, directory=directory, tolerance=tolerance) for kind in formats]
+
+
+def _export_one(
+    program: ExportedProgram, kind: ExportFormat, images: Tensor, expected: Tensor, *, directory: Path, tolerance: float
+) -> ExportResult:
     part, path = directory / f".model.part.{kind}", directory / f"model.{kind}"
     try:
-        found = _WRITERS[kind](network, images, part)
+        found = _WRITERS[kind](program, images, part)
         difference = float((found - expected).abs().max())
         relative = difference / max(float(expected.abs().max()), 1e-12)
         if not relative <= tolerance:
@@ -101,24 +110,24 @@ def _export_one(
     return ExportResult(kind, path, path.stat().st_size, max_abs_diff=difference, max_rel_diff=relative)
 
 
-def _write_pt2(network: nn.Module, images: Tensor, path: Path) -> Tensor:
-    """Export, read back, run."""
-    torch.export.save(torch.export.export(network, (images,), strict=False), path)
-    with torch.no_grad(), warnings.catch_warnings():
+def _write_pt2(program: ExportedProgram, images: Tensor, path: Path) -> Tensor:
+    """Write, read back, run."""
+    torch.export.save(program, path)
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")  # torch's own reading
         scores: Tensor = torch.export.load(path).module()(images)
     return scores
 
 
-def _write_onnx(network: nn.Module, images: Tensor, path: Path) -> Tensor:
-    """Export, read back with onnxruntime, run."""
+def _write_onnx(program: ExportedProgram, images: Tensor, path: Path) -> Tensor:
+    """Translate, write, read back with onnxruntime, run."""
     import onnxruntime
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own internals
         torch.onnx.export(
-            network,
-            (images,),
+            program,
+            (),
             path,
             dynamo=True,
             external_data=False,
@@ -131,7 +140,10 @@ def _write_onnx(network: nn.Module, images: Tensor, path: Path) -> Tensor:
     return torch.from_numpy(np.asarray(scores))
 
 
-_WRITERS: dict[ExportFormat, Callable[[nn.Module, Tensor, Path], Tensor]] = {"pt2": _write_pt2, "onnx": _write_onnx}
+_WRITERS: dict[ExportFormat, Callable[[ExportedProgram, Tensor, Path], Tensor]] = {
+    "pt2": _write_pt2,
+    "onnx": _write_onnx,
+}
 
 
 def _check_packages(formats: Sequence[ExportFormat]) -> None:

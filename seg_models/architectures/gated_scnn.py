@@ -397,4 +397,11 @@ PRESETS: dict[str, ModelSpec] = {
     "gated_scnn_resnet50_no_gradient": GatedSCNNSpec(
         backbone=BackboneSpec(name="resnet50", output_stride=8), edge_input="shape"
     ),
+    "gated_scnn_efficientnet_lite0": GatedSCNNSpec(
+        backbone=BackboneSpec(name="tf_efficientnet_lite0", output_stride=16),
+        rates=(6, 12, 18),
+        context_channels=64,
+        fine_channels=24,
+        head_channels=64,
+    ),
 }

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from seg_models.architectures.hmsa import NVIDIA_DEEPLAB, check_scales
 from seg_models.architectures.hrnet_ocr import HRNetOCRSpec
+from seg_models.architectures.pspnet import PRESETS as PSPNETS
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.scales import (
     SCALE,
@@ -208,4 +209,10 @@ PRESETS: dict[str, ModelSpec] = {
     "hmsa_deeplabv3plus_resnet50_explicit": ExplicitScalesSpec(inner=NVIDIA_DEEPLAB, looks_at="refine"),
     "hmsa_deeplabv3plus_resnet50_average": AverageScalesSpec(inner=NVIDIA_DEEPLAB),
     "hmsa_deeplabv3plus_resnet50_max": AverageScalesSpec(inner=NVIDIA_DEEPLAB, pool="max"),
+    "hmsa_pspnet_efficientnet_lite0_explicit": ExplicitScalesSpec(
+        inner=PSPNETS["pspnet_efficientnet_lite0"], attention_channels=32, scales=(0.5, 1.0), criterion="ce"
+    ),
+    "hmsa_pspnet_efficientnet_lite0_average": AverageScalesSpec(
+        inner=PSPNETS["pspnet_efficientnet_lite0"], scales=(0.5, 1.0), criterion="ce"
+    ),
 }

@@ -234,19 +234,17 @@ def backbones_of(spec: Spec) -> Iterator[BackboneSpec]:
 def without_weights(spec: SpecT) -> SpecT:
     """The same settings with every backbone untrained: to count parameters, or to fill from a checkpoint."""
     untrained = {"pretrained": False, "weights": None, "weights_sha256": None, "match": "name"}
-    return _change_backbones(spec, lambda _: untrained)
+    return change_backbones(spec, lambda _: untrained)
 
 
 def move_weights(spec: SpecT, locate: Callable[[str], str]) -> SpecT:
     """The same settings with the weights of every backbone taken from where `locate` says they are."""
-    return _change_backbones(spec, lambda backbone: {"weights": backbone.weights and locate(backbone.weights)})
+    return change_backbones(spec, lambda backbone: {"weights": backbone.weights and locate(backbone.weights)})
 
 
-def _change_backbones(spec: SpecT, change: Callable[[BackboneSpec], dict[str, Any]]) -> SpecT:
+def change_backbones(spec: SpecT, change: Callable[[BackboneSpec], dict[str, Any]]) -> SpecT:
     """The same settings with some of every backbone's changed, wherever it stands."""
-    changes: dict[str, Any] = {
-        name: _change_backbones(value, change) for name, value in spec if isinstance(value, Spec)
-    }
+    changes: dict[str, Any] = {name: change_backbones(value, change) for name, value in spec if isinstance(value, Spec)}
     if isinstance(spec, BackboneSpec):
         changes.update(change(spec))
     return spec.model_copy(update=changes)

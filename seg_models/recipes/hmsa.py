@@ -95,8 +95,7 @@ def hmsa_pspnet_efficientnet_lite0_camvid() -> Recipe:
     Command: segray train job.toml with recipe = "hmsa_pspnet_efficientnet_lite0_camvid".
     Cost: about an hour on 2 CPU cores. Result: none published.
     """
-    inside = {"inner": {"backbone": shared.EFFICIENTNET_LITE0}}
-    return shared.camvid(change_spec(preset("hmsa_pspnet_efficientnet_lite0"), inside))
+    return shared.camvid(shared.from_package("hmsa_pspnet_efficientnet_lite0"))
 
 
 RECIPES: tuple[Callable[[], Recipe], ...] = (

