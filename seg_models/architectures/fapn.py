@@ -57,11 +57,11 @@ class FaPNSpec(ModelSpec):
             raise ValueError(f"width = {self.width} must be a multiple of num_groups = {self.num_groups}")
         return self
 
-    def build(self, num_classes: int) -> PyramidNet:
+    def build(self, num_classes: int) -> FaPN:
         """The network for `num_classes` classes."""
         backbone = self.backbone.build()
         *finer, coarsest = backbone.channels[-NUM_LEVELS:]
-        return PyramidNet(
+        return FaPN(
             backbone,
             pyramid=AlignedPyramid(
                 top=nn.Conv2d(coarsest, self.width, kernel_size=1),
@@ -142,6 +142,10 @@ class AlignedPyramid(nn.Module):
             x = self.alignments[i](self.selections[i](finer[i]), x)
             levels.insert(0, self.convs[i](x))
         return levels
+
+
+class FaPN(PyramidNet):
+    """A pyramid whose coarse levels are aligned to the fine ones."""
 
 
 PRESETS: dict[str, ModelSpec] = {

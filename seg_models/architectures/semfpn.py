@@ -37,15 +37,19 @@ class SemFPNSpec(ModelSpec):
     dropout: float = Field(0.1, ge=0, lt=1)
     """Probability that a channel before the classifier is zeroed in training."""
 
-    def build(self, num_classes: int) -> PyramidNet:
+    def build(self, num_classes: int) -> SemFPN:
         """The network for `num_classes` classes."""
         backbone = self.backbone.build()
-        return PyramidNet(
+        return SemFPN(
             backbone,
             pyramid=FeaturePyramid(backbone.channels[-NUM_LEVELS:], self.width),
             head=ScaleHeads(self.width, self.head_channels, strides=backbone.strides[-NUM_LEVELS:]),
             classifier=Classifier(self.head_channels, num_classes, dropout=self.dropout),
         )
+
+
+class SemFPN(PyramidNet):
+    """A plain feature pyramid."""
 
 
 PRESETS: dict[str, ModelSpec] = {

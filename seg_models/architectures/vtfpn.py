@@ -52,11 +52,11 @@ class VTFPNSpec(ModelSpec):
     dropout: float = Field(0.1, ge=0, lt=1)
     """Probability that a channel before the classifier is zeroed in training."""
 
-    def build(self, num_classes: int) -> PyramidNet:
+    def build(self, num_classes: int) -> VTFPN:
         """The network for `num_classes` classes."""
         backbone = self.backbone.build()
         channels = backbone.channels[-NUM_LEVELS:]
-        return PyramidNet(
+        return VTFPN(
             backbone,
             pyramid=TokenPyramid(
                 laterals=[nn.Conv2d(level, self.width, kernel_size=1) for level in channels],
@@ -152,6 +152,10 @@ class TokenPyramid(nn.Module):
         tokens = torch.cat([tokenize(level) for tokenize, level in zip(self.tokenizers, levels, strict=True)], dim=1)
         own = self.transformer(tokens).chunk(len(levels), dim=1)
         return [project(level, some) for project, level, some in zip(self.projectors, levels, own, strict=True)]
+
+
+class VTFPN(PyramidNet):
+    """A pyramid whose levels exchange what they hold by visual tokens."""
 
 
 PRESETS: dict[str, ModelSpec] = {
