@@ -64,3 +64,18 @@ def dilate_whole_stages(backbone: Backbone) -> None:
         shortcut = block.downsample
         if shortcut is not None and isinstance(shortcut[0], nn.AvgPool2d) and shortcut[0].stride in (1, (1, 1)):
             shortcut[0] = nn.Identity()
+
+
+def dilate_stages(backbone: Backbone, dilations: tuple[int, int]) -> None:
+    """Dilate the 3×3 convolutions of a ResNet's last two stages and leave their strides; first blocks by half.
+
+    Raises:
+        ValueError: not a ResNet of bottleneck blocks.
+    """
+    for name, dilation in zip(("layer3", "layer4"), dilations, strict=True):
+        stage = getattr(backbone.network, name, None)
+        if stage is None or not hasattr(stage[0], "conv3"):
+            raise ValueError("strided_dilations needs a ResNet of bottleneck blocks, such as resnet50c")
+        for number, block in enumerate(stage):
+            rate = max(1, dilation // 2) if number == 0 else dilation
+            block.conv2.dilation = block.conv2.padding = (rate, rate)

@@ -20,8 +20,9 @@ from seg_models.architectures.danet import DANetSpec
 from seg_models.architectures.deeplabv3 import DeepLabV3Spec
 from seg_models.architectures.deeplabv3plus import DeepLabV3PlusSpec
 from seg_models.architectures.fapn import FaPNSpec
-from seg_models.architectures.fastfcn import BilinearSpec, FastFCNSpec, FPNSpec, JPUSpec, JPUXSpec
+from seg_models.architectures.fastfcn import FastFCNSpec
 from seg_models.architectures.fastfcn_heads import ASPPHeadSpec, EncodingHeadSpec, FCNHeadSpec, PSPHeadSpec
+from seg_models.architectures.fastfcn_upsampling import BilinearSpec, FPNSpec, JPUSpec, JPUXSpec
 from seg_models.architectures.fcn import FCNSpec
 from seg_models.architectures.gated_scnn import GatedSCNNSpec
 from seg_models.architectures.hmsa import HMSASpec

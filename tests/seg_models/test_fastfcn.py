@@ -11,17 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seg_models import create_model, describe_model
-from seg_models.architectures.fastfcn import (
-    JPU,
-    JPUX,
-    FastFCN,
-    FastFCNSpec,
-    FPNSpec,
-    JointUpsampling,
-    JPUSpec,
-    JPUXSpec,
-    SeparableConv,
-)
+from seg_models.architectures.fastfcn import FastFCN, FastFCNSpec
 from seg_models.architectures.fastfcn_heads import (
     ASPPHeadSpec,
     EncodingHead,
@@ -30,6 +20,15 @@ from seg_models.architectures.fastfcn_heads import (
     HeadSpec,
     LateralFusion,
     PSPHeadSpec,
+)
+from seg_models.architectures.fastfcn_upsampling import (
+    JPU,
+    JPUX,
+    FPNSpec,
+    JointUpsampling,
+    JPUSpec,
+    JPUXSpec,
+    SeparableConv,
 )
 from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.outputs import SemanticTarget
