@@ -22,6 +22,7 @@ from benchmarks import (
     deciles,
     fastfcn,
     gpu,
+    hmsa,
     position_attention,
     ray_pssl_loop,
     run,
@@ -58,6 +59,7 @@ NAMES = {
         f"upsample_ce{ending}_{what}" for ending in ("", "_weighted", "_ohem", "_150") for what in ("time", "memory")
     },
     fastfcn: {"fastfcn_dilated_time", "fastfcn_dilated_gmac"},
+    hmsa: {"hmsa_pair_gmac"},
 }
 
 
