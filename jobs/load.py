@@ -190,9 +190,12 @@ def _follow(kind: type[BaseModel], place: Sequence[Any], table: Any) -> tuple[li
     keys: list[str] = []
     current: Any = kind
     beside: list[type[BaseModel]] = []
-    found, above = table, None
+    found, above, held = table, None, None
     for part in place:
-        options = [_chosen(option, found, above) for option in _classes(current)]
+        options = _classes(current)
+        if ModelSpec in options and isinstance(found, Mapping):
+            held = _meant(found, above, held)
+            options = [_kind(held) if option is ModelSpec else option for option in options]
         holders = [option for option in options if part in option.model_fields]
         tagged = [option for option in options if _tag(option) == part]
         if holders:
@@ -205,7 +208,7 @@ def _follow(kind: type[BaseModel], place: Sequence[Any], table: Any) -> tuple[li
         elif not isinstance(part, int):
             beside = options
         keys.append(str(part))
-        found, above = _inside(found, part), found
+        found, above, held = _inside(found, part), found, getattr(held, str(part), None)
     return keys, sorted({name for option in beside for name in option.model_fields})
 
 
@@ -216,20 +219,25 @@ def _inside(value: Any, part: Any) -> Any:
     return value[part] if isinstance(value, list) and isinstance(part, int) and part < len(value) else None
 
 
-def _chosen(option: type[BaseModel], found: Any, above: Any) -> type[BaseModel]:
-    """The settings of the architecture that a file means where a model's settings are wanted."""
-    if option is not ModelSpec or not isinstance(found, Mapping):
-        return option
+def _meant(found: Mapping[str, Any], above: Any, held: Any) -> Any:
+    """The model whose settings a file's table changes, or their class; `held` is the one that a preset has there."""
     try:
         if "preset" in found:
-            return type(preset(str(found["preset"])))
+            return preset(str(found["preset"]))
         if "arch" in found:
             return spec_class(str(found["arch"]))
+        if isinstance(held, ModelSpec):
+            return held
         from seg_models.recipes import resolve_recipe  # torch, which only an error about a model needs
 
-        return type(resolve_recipe(above["base"]).model)
+        return resolve_recipe(above["base"]).model
     except (KeyError, TypeError, ValueError):
-        return option
+        return ModelSpec
+
+
+def _kind(model: Any) -> type[BaseModel]:
+    kind: type[BaseModel] = model if isinstance(model, type) else type(model)
+    return kind
 
 
 def _is_branch(part: Any) -> bool:

@@ -104,6 +104,8 @@ def resolve_model_spec(value: ModelSpec | str | Mapping[str, Any]) -> ModelSpec:
         return value
     if isinstance(value, str):
         return preset(value)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"a model is a preset's name or a table with `arch` or `preset`, found {value!r}")
     table = dict(value)
     if "preset" in table:
         base = preset(str(table.pop("preset")))

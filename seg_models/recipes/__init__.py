@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from seg_models.models import change_spec
 from seg_models.recipes import ccnet, cft, condnet, danet, dense, fastfcn, gated_scnn, hmsa, ocrnet, pspnet, pyramids
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe, ScheduleSpec
 from seg_models.spec import ModelSpec, did_you_mean, import_object, merge
@@ -35,6 +34,8 @@ def resolve_recipe(value: Recipe | str | Mapping[str, Any]) -> Recipe:
         return value
     if isinstance(value, str):
         return _named(value)
+    if not isinstance(value, Mapping):
+        raise ValueError(f"a recipe is a name or a table, found {value!r}")
     table = dict(value)
     if "base" not in table:
         return Recipe.model_validate(table)
@@ -60,7 +61,7 @@ def _changed_model(
 ) -> ModelSpec | str | Mapping[str, Any]:
     """The base's model changed, or the other model that is named: the recipe reads it and tells where it is wrong."""
     if isinstance(changes, Mapping) and not {"preset", "arch"} & set(changes):
-        return change_spec(base, changes)
+        return merge(base.model_dump(), changes) if changes else base
     return changes
 
 

@@ -61,6 +61,36 @@ def test_a_misspelt_key_inside_a_model_is_answered_with_that_tables(
     assert "recipe.model.inner.bin: unknown key (did you mean 'bins'?); allowed: arch, aux_channels" in text
 
 
+@pytest.mark.parametrize(
+    ("recipe", "key", "told"),
+    [
+        ('base = "cft_mit_b2_ade20k"', "model.wdth", "unknown key (did you mean 'width'?); allowed: arch,"),
+        ('base = "cft_mit_b2_ade20k"', "model.backbone.outputstride", "unknown key (did you mean 'output_stride'?)"),
+        ('base = "cft_mit_b2_ade20k"', "model.backbone.output_stride", "found 3"),
+        ('base = "hmsa_w48_cityscapes"', "model.inner.key_chanels", "unknown key (did you mean 'key_channels'?)"),
+        ('model = {preset = "hmsa_w48"}', "model.inner.key_chanels", "unknown key (did you mean 'key_channels'?)"),
+        (
+            'base = "cft_mit_b2_ade20k"',
+            "model",
+            "a model is a preset's name or a table with `arch` or `preset`, found 3",
+        ),
+    ],
+)
+def test_a_wrong_setting_of_the_model_that_a_name_stands_for_is_told_by_its_own_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, key: str, told: str
+) -> None:
+    job = write(tmp_path / "job.toml", f'name = "x"\nrecipe = {{{recipe}}}\n[[data]]\ndataset = "d"\n')
+    code, text = failing(["train", job, f"--recipe.{key}", "3"], capsys)
+    assert code == 2
+    assert f"flags: recipe.{key}: {told}" in text
+
+
+def test_a_recipe_that_is_a_number_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = write(tmp_path / "job.toml", 'name = "x"\nrecipe = 5\n[[data]]\ndataset = "d"\n')
+    code, text = failing(["train", job], capsys)
+    assert (code, text.strip()) == (2, f"segray: error: {job}: recipe: a recipe is a name or a table, found 5")
+
+
 def test_every_problem_of_a_file_is_named_at_once(tmp_path: Path) -> None:
     path = write(tmp_path / "job.toml", 'dataset = 3\nsplitt = "x"\n')
     with pytest.raises(ValueError, match="checkpoint: is needed") as caught:
