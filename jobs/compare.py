@@ -50,11 +50,13 @@ def run(job: CompareJob, *, dry_run: bool = False) -> dict[str, Any]:
         The result, or the plan of a dry run.
 
     Raises:
-        ValueError: a folder holds no evaluation, or the two looked at different data.
+        ValueError: a folder holds no evaluation, the two looked at different data, or one would be written over.
     """
     before, after = (read_evaluation(getattr(job, key), key=key) for key in ("baseline", "evaluation"))
     check_same_data(before, after)
     output = storage.normalise(job.output)
+    if output in (before.folder, after.folder):
+        raise ValueError(f"output: {output}: holds an evaluation that is compared; name another folder")
     if dry_run:
         check_tracking(job, dry_run=True)
         return show_plan(job, {"classes": len(before.iou), "images": len(before.images), "writes": output})
@@ -77,7 +79,7 @@ def read_evaluation(folder: str, *, key: str) -> Evaluation:
     """The figures of an evaluation.
 
     Raises:
-        ValueError: the folder holds no finished run, or one of another verb.
+        ValueError: the folder holds no finished run, a damaged one, or one of another verb.
     """
     place = storage.normalise(folder)
     path = storage.join(place, "result.json")
@@ -86,7 +88,12 @@ def read_evaluation(folder: str, *, key: str) -> Evaluation:
         beside = storage.list_dirs(above) if storage.is_dir(above) else []
         hint = did_you_mean(place.rpartition("/")[2], beside)
         raise ValueError(f"{key}: {place}: no finished evaluation here (result.json is missing){hint}")
-    result: dict[str, Any] = json.loads(storage.read_bytes(path))
+    try:
+        result = json.loads(storage.read_bytes(path))
+    except ValueError as error:
+        raise ValueError(f"{key}: {path}: cannot be read: {error}") from error
+    if not isinstance(result, dict):
+        raise ValueError(f"{key}: {path}: a table is needed, found {type(result).__name__}")
     if result.get("verb") != "evaluate":
         raise ValueError(f"{key}: {place}: found a run of {result.get('verb')!r}, one of 'evaluate' is needed")
     rows = csv.DictReader(io.StringIO(storage.read_bytes(storage.join(place, "per_image.csv")).decode()))

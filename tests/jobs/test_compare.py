@@ -129,3 +129,18 @@ def test_a_folder_without_an_evaluation_is_answered_with_the_nearest(two: tuple[
     wrong = str(tmp_path / "eval-ctf")
     with pytest.raises(ValueError, match=r"evaluation: .*eval-ctf: no finished evaluation .* .did you mean 'eval-cft'"):
         compare.run(job((two[0], wrong), tmp_path))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_an_evaluation_is_not_written_over(two: tuple[str, str], tmp_path: Path, which: int) -> None:
+    changed = job(two, tmp_path).model_copy(update={"output": f"{two[which]}/"})
+    with pytest.raises(ValueError, match=r"^output: .* holds an evaluation that is compared; name another folder$"):
+        compare.run(changed)
+    assert json.loads((Path(two[which]) / "result.json").read_text())["verb"] == "evaluate"
+
+
+@pytest.mark.parametrize(("text", "told"), [('{"verb": ', "cannot be read: Expecting value"), ("[]", "found list")])
+def test_a_damaged_evaluation_is_named(two: tuple[str, str], tmp_path: Path, text: str, told: str) -> None:
+    (Path(two[1]) / "result.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"^evaluation: .*/b/result\.json: .*{told}"):
+        compare.run(job(two, tmp_path))
