@@ -35,7 +35,7 @@ STAYS_HERE = re.compile(
 """What names a file, a profile or an identity of this machine."""
 DATABASES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 USAGE = """usage: segray submit VERB job.toml [--address URL] [--no-follow] [--no-code] [--python PATH]
-                                         [--submission-id ID] [--include PATH ...] [--key value ...]
+                                         [--submission-id ID] [--include PATH] [--key value ...]
 
 Sends the job to the Ray cluster at URL (default RAY_API_SERVER_ADDRESS, else RAY_ADDRESS), follows its log and ends
 with its exit code. The token comes from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token. Relative places start
@@ -125,7 +125,7 @@ def _split(arguments: list[str]) -> tuple[SubmitOptions, list[str]]:
             case "--python":
                 options.python = inline if given else next(waiting, "")
             case "--include":
-                options.include += (_own_code(inline if given else next(waiting, "")),)
+                options.include += (_own_code(inline if given else next(waiting, ""), options.include),)
             case "--follow":
                 options.follow = True
             case "--no-follow":
@@ -141,21 +141,24 @@ def _split(arguments: list[str]) -> tuple[SubmitOptions, list[str]]:
     return options, rest
 
 
-def _own_code(text: str) -> Path:
+def _own_code(text: str, others: Sequence[Path] = ()) -> Path:
     """The package or module that `--include` names.
 
     Raises:
-        ValueError: there is none, or its name is that of one of ours.
+        ValueError: there is none, or its name is that of one of ours or of one of the others.
     """
     path = Path(text)
     if not text or not (path.is_dir() or (path.is_file() and path.suffix == ".py")):
         above = path.parent if path.parent.is_dir() else Path()
         hint = did_you_mean(path.name, [entry.name for entry in above.iterdir()])
         raise ValueError(f"--include: {text!r} is neither a folder nor a .py file{hint}")
-    name = path.resolve().name
+    path = Path(os.path.abspath(path))  # a link keeps its own name, which is the one that is imported
+    name = path.stem if path.is_file() else path.name
     if name in PACKAGES:
         raise ValueError(f"--include: {text!r} would take the place of segray's own {name!r}; give it another name")
-    return path.resolve()
+    if same := [str(other) for other in others if other.name == path.name]:
+        raise ValueError(f"--include: {text!r} would take the place of {same[0]!r}; give one of them another name")
+    return path
 
 
 def build_package(folder: Path, *, job_json: str, code: bool, include: Sequence[Path] = ()) -> int:

@@ -52,11 +52,32 @@ def test_code_of_ones_own_travels_beside_it(tmp_path: Path) -> None:
     assert found == {"job.json", "acme/nets.py", "lone.py"}
 
 
+def test_a_linked_package_travels_under_the_name_that_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job_file: str
+) -> None:
+    (tmp_path / "acme-1.2").mkdir()
+    (tmp_path / "acme-1.2" / "nets.py").touch()
+    (tmp_path / "acme").symlink_to("acme-1.2")
+    monkeypatch.chdir(tmp_path)
+    sent: list[str] = []
+
+    def send(verb: str, package: Path, options: submit.SubmitOptions) -> int:
+        sent.extend(path.name for path in package.iterdir())
+        return 0
+
+    monkeypatch.setattr(submit, "_send", send)
+    arguments = ["evaluate", job_file, "--address", "http://127.0.0.1:1", "--include", "acme", "--no-code"]
+    assert submit.submit_command(arguments) == 0
+    assert sorted(sent) == ["acme", "job.json"]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("acne", r"--include: 'acne' is neither a folder nor a \.py file .did you mean 'acme'"),
         ("jobs", "would take the place of segray's own 'jobs'"),
+        ("pipelines.py", "would take the place of segray's own 'pipelines'"),
+        ("other/acme", "'other/acme' would take the place of '.*/acme'; give one of them another name"),
     ],
 )
 def test_what_cannot_be_included_is_refused(
@@ -70,7 +91,10 @@ def test_what_cannot_be_included_is_refused(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "acme").mkdir()
     (tmp_path / "jobs").mkdir()
-    arguments = ["submit", "evaluate", job_file, "--address", "http://127.0.0.1:1", "--include", name, "--dry-run"]
+    (tmp_path / "other" / "acme").mkdir(parents=True)
+    (tmp_path / "pipelines.py").touch()
+    included = ["--include", "acme", "--include", name]
+    arguments = ["submit", "evaluate", job_file, "--address", "http://127.0.0.1:1", *included, "--dry-run"]
     assert cli.run(arguments) == 2
     assert re.search(message, capsys.readouterr().err)
 
