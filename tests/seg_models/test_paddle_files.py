@@ -113,7 +113,8 @@ def test_anything_but_named_arrays_of_numbers_is_refused(content: object, told: 
 
 def test_a_torn_file_or_one_of_another_kind_is_refused(tmp_path: Path) -> None:
     whole = saved({"a": np.zeros(100, np.float32)}, tmp_path / "a.pdparams").read_bytes()
-    for number, content in enumerate((whole[:-60], whole[:9], b"", b"PK\x03\x04")):
+    too_long = b"\x80\x04\x8e" + b"\xff" * 8, b"\x80\x04\x8e" + b"\xff" * 6 + b"\x00\x00"  # bytes that no memory holds
+    for number, content in enumerate((whole[:-60], whole[:9], b"", b"PK\x03\x04", *too_long)):
         path = tmp_path / f"{number}.pdparams"
         path.write_bytes(content)
         with pytest.raises(ValueError, match="cannot be read"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import random
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,22 @@ def test_a_damaged_file_is_refused(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(b"\x00" * 100)
     with pytest.raises(ValueError, match="cannot be read"):
         load_tensors(path)
+
+
+def test_a_file_with_a_few_wrong_bytes_is_read_or_refused_by_its_name(tmp_path: Path) -> None:
+    path, damage = tmp_path / "a.pth", random.Random(0)
+    torch.save({"a": torch.ones(3, 4), "b": torch.arange(5)}, path, _use_new_zipfile_serialization=False)
+    whole, refusals = path.read_bytes(), []
+    for _ in range(300):
+        content = bytearray(whole)
+        content[damage.randrange(len(content))] = damage.randrange(256)
+        path.write_bytes(content)
+        try:
+            load_tensors(path)
+        except ValueError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 50
+    assert all(refusal.startswith(f"weights {path}") for refusal in refusals)
 
 
 def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> None:
