@@ -197,7 +197,12 @@ def pssl_label_space(space: LabelSpace) -> LabelSpace:
     if space.background is not None:
         return space
     names = (*space.names, "background")
-    return LabelSpace(names=names, colors=(*space.colors, (0, 0, 0)), background=space.num_classes)
+    return LabelSpace(
+        names=names,
+        colors=(*space.colors, (0, 0, 0)),
+        background=space.num_classes,
+        mirror_pairs=space.mirror_pairs,
+    )
 
 
 def target_index(class_index: int, *, space: LabelSpace, num_scores: int) -> int:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import ValidationError, model_validator
 
 from pipelines import storage
 from pipelines.labels import LabelSpace
@@ -71,6 +71,9 @@ class FolderSource(Source):
             raise ValueError("`colors` needs `classes`")
         if self.mirror_pairs and self.classes is None:
             raise ValueError("`mirror_pairs` needs `classes`")
+        paired = list(itertools.chain.from_iterable(self.mirror_pairs))
+        if twice := [name for name in paired if paired.count(name) > 1]:
+            raise ValueError(f"mirror_pairs: {twice[0]!r} is named twice; a class has one counterpart")
         if self.labels is not None and (PLACEHOLDER in self.images) != (PLACEHOLDER in self.labels):
             raise ValueError("`{split}` must be in both `images` and `labels`, or in neither")
         self._check_shares()
@@ -129,13 +132,18 @@ class FolderSource(Source):
         twice = [name for name in names if names.count(name) > 1]
         if twice or not names:
             raise ValueError("source.classes: " + (f"{twice[0]!r} is listed twice" if twice else "the list is empty"))
-        return LabelSpace(
-            names=names,
-            colors=self.colors or (),
-            raw_values=self.raw_values or (),
-            void_values=self.void_values,
-            mirror_pairs=tuple((_place(left, names), _place(right, names)) for left, right in self.mirror_pairs),
-        )
+        pairs = tuple((_place(left, names), _place(right, names)) for left, right in self.mirror_pairs)
+        try:
+            return LabelSpace(
+                names=names,
+                colors=self.colors or (),
+                raw_values=self.raw_values or (),
+                void_values=self.void_values,
+                mirror_pairs=pairs,
+            )
+        except ValidationError as error:
+            told = (detail["msg"].removeprefix("Value error, ") for detail in error.errors())
+            raise ValueError("\n".join(f"source: {text}" for text in told)) from error
 
     def list_samples(self) -> Listing:
         """Pair the images of every split with their labels."""

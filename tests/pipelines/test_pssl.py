@@ -300,6 +300,11 @@ def test_a_dataset_with_a_background_of_its_own_keeps_its_classes() -> None:
     assert [target_index(index, space=added, num_scores=3) for index in range(3)] == [0, 1, 2]
 
 
+def test_pseudo_labels_keep_the_classes_that_change_places_in_a_mirrored_image() -> None:
+    space = LabelSpace(names=("left", "right"), mirror_pairs=((0, 1),))
+    assert pssl_label_space(space).mirrored == (1, 0, 2)
+
+
 def test_classifiers_of_another_class_list_are_refused(tmp_path: Path) -> None:
     specs = classifiers(tmp_path, num_classes=5).resolve()
     with pytest.raises(ValueError, match="scores 5 classes, the dataset has 3"):

@@ -267,6 +267,13 @@ def test_classes_that_change_places_in_a_mirrored_image_are_named_by_name(tmp_pa
     assert space.mirrored == (0, 2, 1)
     with pytest.raises(ValueError, match=r"source.mirror_pairs: found 'left am' .did you mean 'left arm'"):
         folder(tmp_path, classes=sides, mirror_pairs=(("left am", "right arm"),)).label_space()
+    with pytest.raises(ValueError, match=r"mirror_pairs: 'left arm' is named twice; a class has one counterpart"):
+        folder(tmp_path, classes=sides, mirror_pairs=(("left arm", "right arm"), ("body", "left arm")))
+
+
+def test_a_class_list_and_colours_that_do_not_fit_are_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^source: colors has 1 entries for 2 classes$"):
+        folder(tmp_path, classes=("road", "sky"), colors=((1, 2, 3),)).label_space()
 
 
 @pytest.mark.parametrize("layout", [("{}/images", "{}/labels"), ("{}", "{}annot")])
