@@ -239,6 +239,19 @@ def build(spec: ModelSpec, *, num_classes: int = K, seed: int = 0) -> SegModel:
     return spec.build(num_classes)
 
 
+def switched_on(model: SegModel) -> SegModel:
+    """The network with all that begins without effect: else nothing that is compared depends on it."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)  # residual branches begin switched off
+    for name, value in model.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.ones_(value)  # so do attentions
+        elif value.dim() > 1 and not value.any():
+            nn.init.normal_(value, std=0.01)  # so do offsets and flows
+    return model
+
+
 def make_images(n: int, height: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(height * width)
     return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=generator)
@@ -278,15 +291,7 @@ def test_bytes_and_floats_of_the_same_image_give_equal_scores(spec: ModelSpec) -
 
 @every_architecture
 def test_gradients_reach_every_parameter(spec: ModelSpec) -> None:
-    model = build(spec).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)  # residual branches begin switched off
-    for name, value in model.named_parameters():
-        if name.endswith("gamma"):
-            nn.init.ones_(value)  # so do attentions
-        elif value.dim() > 1 and not value.any():
-            nn.init.normal_(value, std=0.01)  # so do offsets and flows
+    model = switched_on(build(spec)).train()
     torch.autograd.backward(total_loss(model, model(make_images(2, 64, 64)), make_labels(2, 64, 64)))
     without = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.any()]
     allowed = [name for name in without if name.endswith(".conv.bias")]  # a batch norm behind takes its effect away
@@ -338,7 +343,7 @@ def test_a_spec_survives_json(spec: ModelSpec) -> None:
 
 @every_architecture
 def test_a_saved_model_gives_equal_scores(spec: ModelSpec, tmp_path: Path) -> None:
-    model, images = build(spec).eval(), make_images(1, 40, 56)
+    model, images = switched_on(build(spec)).eval(), make_images(1, 40, 56)
     save_model(tmp_path, model=model, spec=spec, label_space={"names": ["a", "b", "c", "d"]})
     with torch.no_grad():
         assert torch.equal(load_model(tmp_path).model(images).logits, model(images).logits)
@@ -355,7 +360,7 @@ def test_parameters_depend_on_the_class_list_only_where_the_model_says_so(spec: 
 
 @every_architecture
 def test_an_exported_program_gives_equal_scores(spec: ModelSpec) -> None:
-    network, images = FullSizeScores(build(spec).eval()), make_images(1, 40, 56)
+    network, images = FullSizeScores(switched_on(build(spec)).eval()), make_images(1, 40, 56)
     with torch.no_grad():
         exported = torch.export.export(network, (images,), strict=False).module()(images)
         torch.testing.assert_close(exported, network(images))

@@ -8,7 +8,7 @@ import pytest
 
 from seg_models.export import export_model
 from seg_models.spec import ARCHITECTURES, ModelSpec
-from tests.contracts.test_architectures import SMALL, build
+from tests.contracts.test_architectures import SMALL, build, switched_on
 
 
 def fewest_parts(arch: str) -> ModelSpec:
@@ -22,7 +22,7 @@ def num_modules(spec: ModelSpec) -> int:
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_exported_files_give_the_scores_of_the_model(arch: str, tmp_path: Path) -> None:
-    model = build(fewest_parts(arch))
+    model = switched_on(build(fewest_parts(arch)))
     results = export_model(model, directory=tmp_path, formats=("pt2", "onnx"), size=(40, 56), tolerance=1e-4)
     assert [result.path.name for result in results] == ["model.pt2", "model.onnx"]
     assert all(result.max_rel_diff <= 1e-4 for result in results)
