@@ -174,18 +174,27 @@ def build_package(folder: Path, *, job_json: str, code: bool, include: Sequence[
     (folder / "job.json").write_text(job_json)
     root = Path(__file__).resolve().parent.parent
     ours = [root / package for package in PACKAGES] if code else []
-    for source in (*ours, *include):
-        target = folder / source.name
-        if source.is_dir():
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", ".*"))
-        else:
-            shutil.copy2(source, target)
-    files = sorted((path for path in folder.rglob("*") if path.is_file()), key=lambda path: -path.stat().st_size)
-    size = sum(path.stat().st_size for path in files)
-    if size > MAX_PACKAGE_MB * 1e6:
-        largest = ", ".join(f"{path.relative_to(folder)} {path.stat().st_size / 1e6:.1f} MB" for path in files[:3])
+    files = {path.relative_to(source.parent): path for source in (*ours, *include) for path in _code_of(source)}
+    sizes = {place: path.stat().st_size for place, path in files.items()}
+    size = len(job_json.encode()) + sum(sizes.values())
+    if size > MAX_PACKAGE_MB * 1e6:  # seen before anything is copied: a folder may hold data sets
+        three = sorted(sizes, key=lambda place: -sizes[place])[:3]
+        largest = ", ".join(f"{place} {sizes[place] / 1e6:.1f} MB" for place in three)
         raise ValueError(f"package of {size / 1e6:.0f} MB is over the limit of {MAX_PACKAGE_MB} MB; largest: {largest}")
+    for place, path in files.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, folder / place)
     return size
+
+
+def _code_of(source: Path) -> Iterator[Path]:
+    """The files of a package or module, without hidden and compiled ones."""
+    if source.is_file():
+        yield source
+        return
+    for above, inside, names in os.walk(source, followlinks=True):
+        inside[:] = [name for name in inside if not name.startswith(".") and name != "__pycache__"]
+        yield from (Path(above, name) for name in names if not name.startswith(".") and not name.endswith(".pyc"))
 
 
 def _send(verb: str, package: Path, options: SubmitOptions) -> int:

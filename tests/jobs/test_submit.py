@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,6 +104,15 @@ def test_a_package_that_is_too_large_names_its_largest_files(tmp_path: Path, mon
     monkeypatch.setattr(submit, "MAX_PACKAGE_MB", 0.01)
     with pytest.raises(ValueError, match=r"over the limit of 0.01 MB; largest: .*\.(py|txt)"):
         submit.build_package(tmp_path / "p", job_json="{}", code=True)
+
+
+def test_a_folder_of_data_is_refused_before_it_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    with (tmp_path / "mine" / "data.bin").open("wb") as file:
+        file.truncate(80_000_000)
+    monkeypatch.setattr(shutil, "copy2", lambda *_: pytest.fail("copied"))
+    with pytest.raises(ValueError, match=r"package of 80 MB .*; largest: mine/data\.bin 80\.0 MB"):
+        submit.build_package(tmp_path / "p", job_json="{}", code=False, include=[tmp_path / "mine"])
 
 
 def test_a_dry_run_shows_the_resolved_job_and_sends_nothing(
