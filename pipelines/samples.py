@@ -99,8 +99,8 @@ def build_index(parts: Sequence[Part]) -> SampleIndex:
     """Read ids and reasons of every shard and keep the rows that have an image and a label.
 
     Raises:
-        ValueError: a split is unknown or empty, the class lists differ, or the rows of an image shard and its label
-            shard are not the same ids in the same order.
+        ValueError: a split is unknown or empty, the class lists or their mirror pairs differ, or the rows of an image
+            shard and its label shard are not the same ids in the same order.
     """
     spaces: list[LabelSpace] = []
     summaries: list[PartSummary] = []
@@ -113,7 +113,7 @@ def build_index(parts: Sequence[Part]) -> SampleIndex:
         summaries.append(summary)
         shards.extend(found)
     _check_same_classes(parts, spaces)
-    return SampleIndex(label_space=spaces[0], parts=tuple(summaries), shards=tuple(shards))
+    return SampleIndex(label_space=_common_space(parts, spaces), parts=tuple(summaries), shards=tuple(shards))
 
 
 def _index_part(number: int, part: Part, *, images: Table, labels: Table) -> tuple[PartSummary, list[ShardRows]]:
@@ -196,6 +196,26 @@ def _check_same_classes(parts: Sequence[Part], spaces: Sequence[LabelSpace]) -> 
                 f"the class lists of {parts[0]} ({first.num_classes} classes) and {part} "
                 f"({space.num_classes} classes) differ: {what}"
             )
+
+
+def _common_space(parts: Sequence[Part], spaces: Sequence[LabelSpace]) -> LabelSpace:
+    """The first label space that knows which classes change places in a mirrored image, else the first.
+
+    An imported class list often does not say it: then the order of the parts must not decide.
+
+    Raises:
+        ValueError: two of them know different ones.
+    """
+    paired = [(part, space) for part, space in zip(parts, spaces, strict=True) if space.mirror_pairs]
+    if not paired:
+        return spaces[0]
+    first, known = paired[0]
+    for part, space in paired[1:]:
+        if space.mirrored != known.mirrored:
+            raise ValueError(
+                f"the mirror_pairs of {first} ({known.mirror_pairs}) and {part} ({space.mirror_pairs}) differ"
+            )
+    return known
 
 
 def permutation(count: int, *key: int) -> NDArray[np.int64]:

@@ -180,6 +180,17 @@ def test_label_sets_with_other_classes_are_refused_by_name(tmp_path: Path) -> No
         build_index([Part(dataset=str(tmp_path / "a")), Part(dataset=str(tmp_path / "b"))])
 
 
+def test_one_part_that_knows_mirror_pairs_tells_the_others(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "a")
+    write_dataset(tmp_path / "b", space=SPACE.model_copy(update={"mirror_pairs": ((1, 2),)}))
+    write_dataset(tmp_path / "c", space=SPACE.model_copy(update={"mirror_pairs": ((0, 1),)}))
+    first, paired, other = (Part(dataset=str(tmp_path / name)) for name in "abc")
+    for parts in ([first, paired], [paired, first]):
+        assert build_index(parts).label_space.mirrored == (0, 2, 1)
+    with pytest.raises(ValueError, match=r"mirror_pairs of .*/b.* and .*/c.* differ"):
+        build_index([first, paired, other])
+
+
 def test_labels_that_slipped_against_the_images_are_refused(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, shard_sizes=(3,))
     add_labels(dataset, "slipped", space=SPACE, shards={ShardKey("train", 0): [0, 2, 1]})
