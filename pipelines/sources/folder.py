@@ -128,6 +128,10 @@ class FolderSource(Source):
         if isinstance(names, tuple) and len(names) == 1 and names[0].endswith(".txt"):
             names = names[0]  # a path given on the command line
         if isinstance(names, str):
+            if names.endswith(".json"):  # its lines would be taken for names
+                raise ValueError(
+                    f"source.classes: found {names!r}; allowed: names, or a text file with one name a line"
+                )
             names = tuple(read_lines(names, key="source.classes"))
         twice = [name for name in names if names.count(name) > 1]
         if twice or not names:

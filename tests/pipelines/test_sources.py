@@ -255,6 +255,12 @@ def test_settings_that_cannot_work_are_refused(changes: dict[str, object], messa
         folder(tmp_path, **changes)
 
 
+def test_a_class_list_of_another_form_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "classes.json").write_text('{\n  "names": [\n    "road"\n  ]\n}\n')
+    with pytest.raises(ValueError, match=r"source\.classes: found '.*classes\.json'; allowed: names, or a text file"):
+        folder(tmp_path, classes=str(tmp_path / "classes.json")).label_space()
+
+
 def test_a_class_named_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'road' is listed twice"):
         folder(tmp_path, classes=("road", "sky", "road")).label_space()
