@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -113,6 +114,8 @@ def _local_place(ref: str) -> Path:
 
 def _local_file(ref: str) -> Path:
     path = _local_place(ref)
+    if path.is_dir():
+        raise ValueError(f"weights {path}: found a folder, a file is needed")
     if not path.is_file():
         raise ValueError(f"weights {path.name!r} are missing: put the file at {path}; {LISTED}")
     return path
@@ -201,6 +204,10 @@ def _load_torch(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise whatever they happen to mean: KeyError, AssertionError …
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if asked := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):  # torch would have it run
+            reason = f"it asks for {asked[1]}, and no code of a file is run; save its table of tensors alone"
+        elif "Weights only load failed" in reason:
+            reason = "it is damaged, or holds more than named tensors"
         raise ValueError(f"weights {path} cannot be read: {reason}") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]

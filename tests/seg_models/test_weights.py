@@ -202,6 +202,11 @@ def test_a_file_with_a_few_wrong_bytes_is_read_or_refused_by_its_name(tmp_path: 
     assert all(refusal.startswith(f"weights {path}") for refusal in refusals)
 
 
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"weights {tmp_path}: found a folder, a file is needed"):
+        resolve_weights(str(tmp_path))
+
+
 def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
 
@@ -210,7 +215,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> 
             return Path.touch, (canary,)
 
     torch.save({"weight": Bomb()}, tmp_path / "bomb.pth")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"cannot be read: it asks for \S+, and no code of a file is run; save its table"):
         load_tensors(tmp_path / "bomb.pth")
     assert not canary.exists()
 
