@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,10 +17,12 @@ from jobs.dry_run import show_plan
 from jobs.specs import ImportJob
 from jobs.tracking import check_tracking, track
 from pipelines import storage
+from pipelines.tables import differing_keys
 from seg_models import __version__
 from seg_models.backbones.timm_backbone import without_weights
 from seg_models.checkpoints import MODEL_FILE, WEIGHTS_FILE, save_model
 from seg_models.outputs import SegModel
+from seg_models.spec import preset
 from seg_models.weights.files import file_sha256, load_tensors, resolve_weights, weights_place
 from seg_models.weights.layouts import LAYOUTS, find_layout
 from seg_models.weights.published import ImportAccount, compare_tensors, import_tensors
@@ -52,12 +55,15 @@ def run(job: ImportJob, *, dry_run: bool = False) -> dict[str, Any]:
             "sha256": info["sha256"],
             "imported": origin,
             "account": asdict(account),
+            "unlike": unlike(job),
             "mlflow": tracked.address,
         }
         storage.write_text(storage.join(output, "result.json"), json.dumps(table, indent=2))
         tracked.set_tags({"layout": job.layout, "architecture": job.model.arch})
         tracked.log_dict(table, "result.json")
     print(f"{account.text()}\n{table['model']}: {info['params']:,} parameters, {job.classes.num_classes} classes")
+    if table["unlike"]:
+        print(f"segray: {table['unlike']}", file=sys.stderr)
     return table
 
 
@@ -71,7 +77,30 @@ def planned(job: ImportJob, output: str) -> dict[str, Any]:
         with torch.device("meta"):
             model = without_weights(job.model).build(job.classes.num_classes)
         account = compare_tensors(model, load_tensors(checkpoint_file(job)), find_layout(job.layout)).text()
-    return {"layout": job.layout, "classes": job.classes.num_classes, "account": account, "writes": f"{output}/model"}
+    return {
+        "layout": job.layout,
+        "classes": job.classes.num_classes,
+        "account": account,
+        "unlike": unlike(job),
+        "writes": f"{output}/model",
+    }
+
+
+def unlike(job: ImportJob) -> str | None:
+    """How the settings differ from those that such files are made for; None where they do not.
+
+    Tensors cannot tell: means of the input or another attention change scores and no shape.
+    """
+    ours = without_weights(job.model).model_dump(mode="json")
+    found = {
+        name: differing_keys(ours, without_weights(preset(name)).model_dump(mode="json"))
+        for name in find_layout(job.layout).presets
+    }
+    nearest = min(found, key=lambda name: len(found[name]))
+    if not found[nearest]:
+        return None
+    listed = "; ".join(found[nearest][:5]) + (" …" if len(found[nearest]) > 5 else "")
+    return f"files of layout {job.layout!r} are for {nearest!r}, which has other settings ({listed}): scores may differ"
 
 
 def checkpoint_file(job: ImportJob) -> Path:

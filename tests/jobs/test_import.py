@@ -86,6 +86,19 @@ def test_a_published_checkpoint_becomes_one_of_ours_and_predicts(
     assert "left behind on purpose" in (tmp_path / "out" / "report.html").read_text()
 
 
+def test_settings_that_the_files_are_not_made_for_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(checkpoint(), tmp_path / "b0.pth")
+    assert cli.run(arguments(path, tmp_path)) == 0
+    assert "other settings" not in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["unlike"] is None
+    assert cli.run(arguments(path, tmp_path, model="segformer_mit_b0_paddleseg")) == 0
+    err = capsys.readouterr().err
+    assert (
+        "layout 'segformer_official' are for 'segformer_mit_b0', which has other settings (backbone.mean: now " in err
+    )
+    assert "backbone.std: now " in err
+
+
 def test_a_half_loaded_model_is_refused_unless_partial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = checkpoint()
     tensors["decode_head.linear_perd.weight"] = tensors.pop(OUTPUT_HEAD)
