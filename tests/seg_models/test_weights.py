@@ -215,7 +215,8 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path: Path) -> 
             return Path.touch, (canary,)
 
     torch.save({"weight": Bomb()}, tmp_path / "bomb.pth")
-    with pytest.raises(ValueError, match=r"cannot be read: it asks for \S+, and no code of a file is run; save its table"):
+    message = r"cannot be read: it asks for \S+, and no code of a file is run; save its table"
+    with pytest.raises(ValueError, match=message):
         load_tensors(tmp_path / "bomb.pth")
     assert not canary.exists()
 
