@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -17,20 +19,26 @@ SHARDS = 4
 @pytest.mark.faults
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("engine", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
-def test_of_two_drivers_started_at_once_one_completes_and_the_other_says_so_and_fails(
+def test_of_two_drivers_that_write_at_once_one_completes_and_the_other_says_so_and_fails(
     tmp_path: Path, engine: Literal["ray", "inline"]
 ) -> None:
     weights = write_weights(tmp_path)
     calm, shared = (write_dataset(str(tmp_path / name), shards=SHARDS) for name in ("calm", "shared"))
     job = settings(shared.root, weights, samples=4)
     plan_work(PsslJob.model_validate(job)).open()  # both continue a label set that is there
-    (tmp_path / "gate").mkdir()
+    gate = tmp_path / "gate"
+    gate.mkdir()
     files = [tmp_path / "first.json", tmp_path / "second.json"]
-    drivers = [start(job, file, gate=tmp_path / "gate", engine=engine) for file in files]
+    drivers = []
+    for number, file in enumerate(
+        files, 1
+    ):  # one behind the other: Rays that start at once can take each other's ports
+        drivers.append(start(job, file, gate=gate, engine=engine))
+        wait_at_gate(drivers[-1], gate, number)
     ends = {driver.wait(timeout=180): file for driver, file in zip(drivers, files, strict=True)}
     assert set(ends) == {0, 1}, [printed(file)[-2000:] for file in files]
     errors = [line for line in printed(ends[1]).splitlines() if "error" in line]
-    assert len(errors) == 1
+    assert len(errors) == 1, printed(ends[1])[-2000:]
     assert errors[0].endswith("another job is writing to this table; let it finish, or stop it, then run this again")
     alone = start(settings(calm.root, weights, samples=4), tmp_path / "calm.json", engine="inline")
     assert alone.wait(timeout=180) == 0
@@ -38,3 +46,11 @@ def test_of_two_drivers_started_at_once_one_completes_and_the_other_says_so_and_
     assert found.files() == calm.labels("pssl").files()  # each shard once, or `files` raises
     stored = [path.relative_to(found.uri).as_posix() for path in Path(found.uri).rglob("*.parquet")]
     assert sorted(stored) == sorted(file.path for file in found.files())
+
+
+def wait_at_gate(driver: subprocess.Popen[bytes], gate: Path, count: int) -> None:
+    """Wait until so many drivers have seen what is committed, or until this one has ended."""
+    deadline = time.monotonic() + 120
+    while len(list(gate.iterdir())) < count and driver.poll() is None:
+        assert time.monotonic() < deadline, "a driver has not come as far as its first commit"
+        time.sleep(0.05)
