@@ -6,14 +6,16 @@ killed actor), so workers are deterministic and the driver keeps the first resul
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import pickle
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import ray
 from pydantic import Field
@@ -28,7 +30,11 @@ from seg_models.spec import Spec
 BLOCK_BYTES = 1024**2
 LOOK_EVERY_S = 0.5  # as Ray Data has it, a driver that only waits keeps 0.04 cores busy; so, 0.02
 POLL_EVERY_S = 0.1
+READER = "iter_threaded"  # Ray Data's thread that takes results from its executor
+READER_ENDS_S = 30.0  # it looks every POLL_EVERY_S whether it is wanted
 MAX_ATTEMPTS = 5  # preemption may end a worker a few times; a shard that ends every worker is poison
+
+_T = TypeVar("_T")
 
 
 class ComputeSpec(Spec):
@@ -136,8 +142,9 @@ def run_shards(
     start = time.monotonic()
     units = {task.key: task.num_units for task in tasks}
     seen: set[str] = set()
-    with Progress(total=sum(units.values()), unit=unit, label=label) as progress:
-        for row in _stream(worker, tasks, worker_args, compute, stats.actors, label):
+    rows = _stream(worker, tasks, worker_args, compute, stats.actors, label)
+    with Progress(total=sum(units.values()), unit=unit, label=label) as progress, contextlib.closing(rows):
+        for row in rows:
             key, outcome = pickle.loads(row)
             if isinstance(outcome, _Failure):
                 raise ShardError(f"{label}: shard {key}: {outcome.text}")
@@ -168,7 +175,7 @@ def num_actors(compute: ComputeSpec, *, num_tasks: int) -> int:
 
 def _stream(
     worker: type, tasks: Sequence[ShardTask], worker_args: dict[str, Any], compute: ComputeSpec, actors: int, label: str
-) -> Iterator[bytes]:
+) -> Generator[bytes]:
     _configure(compute)
     run = uuid.uuid4().hex
     rows = [{"task": pickle.dumps((task.key, task.payload))} for task in tasks]
@@ -183,12 +190,30 @@ def _stream(
         **resources,
     )
     try:
-        for batch in results.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0):
-            yield from batch["result"]
+        with _closing(results.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0)) as batches:
+            for batch in batches:
+                yield from batch["result"]
     except (ray.exceptions.RayError, ExecutionTimeoutError, SystemException) as error:
         raise ShardError(f"{label}: Ray stopped the work: {_first_line(error)}") from error
     finally:
         _internal_kv_del(f"{run}/", del_by_prefix=True)
+
+
+@contextlib.contextmanager
+def _closing(results: Iterable[_T]) -> Iterator[Iterator[_T]]:
+    """Iterate, and leave only when Ray Data's thread that reads ahead has ended.
+
+    Ray ends the process with code 1 and without a word if a thread is inside it when it shuts down.
+    """
+    others = set(threading.enumerate())
+    iterator = cast("Generator[_T]", iter(results))
+    try:
+        yield iterator
+    finally:
+        iterator.close()
+        for thread in set(threading.enumerate()) - others:
+            if thread.name == READER:
+                thread.join(READER_ENDS_S)
 
 
 def _configure(compute: ComputeSpec) -> None:

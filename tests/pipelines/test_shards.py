@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.data._internal.execution import streaming_executor_state
 
 from pipelines.schema import Receipt, ShardKey
-from pipelines.shards import CommitBuffer, ComputeSpec, RunStats, ShardError, ShardTask, num_actors, run_shards
+from pipelines.shards import READER, CommitBuffer, ComputeSpec, RunStats, ShardError, ShardTask, num_actors, run_shards
 
 
 class Multiply:
@@ -81,6 +83,38 @@ def test_every_task_is_done_once_whatever_the_number_of_actors(actors: int) -> N
 def test_a_worker_that_raises_stops_the_run_with_shard_and_cause() -> None:
     with pytest.raises(ShardError, match="test: shard k-1: payload -1 is negative"):
         run(Multiply, [-1], factor=1)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_run_that_is_broken_off_leaves_no_thread_inside_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one is there at `ray.shutdown`, Ray ends the process: code 1, and the cause is never printed."""
+    get, inside = ray.get, threading.Event()
+
+    def slow_get(*args: Any, **options: Any) -> Any:
+        if threading.current_thread().name == READER and not broken.is_set():
+            inside.set()
+            broken.wait(10)
+            time.sleep(1)
+        return get(*args, **options)
+
+    def give_up(key: str, value: Any) -> None:
+        monkeypatch.setattr(ray, "get", slow_get)
+        assert inside.wait(30), "the reader never asked for the second result"
+        broken.set()
+        raise ValueError("the disk is full")
+
+    broken = threading.Event()
+    tasks = [ShardTask(f"k{number}", number) for number in range(4)]
+    with pytest.raises(ValueError, match="the disk is full"):
+        run_shards(
+            Multiply,
+            tasks=tasks,
+            worker_args={"factor": 1},
+            compute=ComputeSpec(actors=1, cpus=0.5),
+            on_result=give_up,
+            label="test",
+        )
+    assert [thread for thread in threading.enumerate() if thread.name == READER] == []
 
 
 @pytest.mark.usefixtures("ray_local")
