@@ -31,8 +31,7 @@ from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.heads import ClassifierHead
 from seg_models.parts.layers import ConvNormAct
 from seg_models.parts.losses import cross_entropies
-from seg_models.parts.pyramid import upsample_to
-from seg_models.parts.resample import pooling_matrix, resample
+from seg_models.parts.resample import pooling_matrix, resample, upsample_to
 from seg_models.parts.sampling import sample
 from seg_models.spec import ModelSpec
 

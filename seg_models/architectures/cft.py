@@ -39,7 +39,8 @@ from seg_models.parts.heads import Classifier
 from seg_models.parts.layers import ConvNormAct
 from seg_models.parts.losses import upsampled_cross_entropy
 from seg_models.parts.mask_losses import MaskLossSpec, weighted_mask_losses
-from seg_models.parts.pyramid import ScaleHeads, upsample_to
+from seg_models.parts.pyramid import ScaleHeads
+from seg_models.parts.resample import upsample_to
 from seg_models.parts.tokens import CategoryTokens, CellTokens, GridTokens, WindowTokens, full_precision
 from seg_models.spec import ModelSpec
 

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.parts.heads import Classifier
-from seg_models.parts.pyramid import ScaleHeads, upsample_to
+from seg_models.parts.pyramid import ScaleHeads
 from seg_models.parts.pyramid_net import NUM_LEVELS, PyramidNet
+from seg_models.parts.resample import upsample_to
 from seg_models.parts.sampling import deform_conv
 from seg_models.spec import ModelSpec
 

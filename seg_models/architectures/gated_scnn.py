@@ -38,6 +38,7 @@ from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.dual_task import balanced_edge_loss, image_cross_entropies, semantic_to_boundary_loss
 from seg_models.parts.edges import OUTSIDE, canny, region_borders
 from seg_models.parts.layers import ConvNormAct
+from seg_models.parts.resample import upsample_to
 from seg_models.spec import ModelSpec, Spec
 
 NUM_LEVELS = 5
@@ -162,7 +163,7 @@ class SideMap(nn.Module):
 
     def forward(self, features: Tensor, size: Sequence[int]) -> Tensor:
         """(N, C, h, w) to (N, 1, H, W)."""
-        return enlarge(self.conv(features), size)
+        return upsample_to(self.conv(features), size, align_corners=True)
 
 
 class ShapeStage(nn.Module):
@@ -199,7 +200,7 @@ class ShapeStream(nn.Module):
 
     def forward(self, start: Tensor, levels: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """Features (N, C, h, w) and three levels to boundary logits (N, 1, H, W)."""
-        x = enlarge(start, size)
+        x = upsample_to(start, size, align_corners=True)
         for stage, level in zip(self.stages, levels, strict=True):
             x = stage(x, level)
         edges: Tensor = self.fuse(x)
@@ -248,7 +249,7 @@ class EdgePyramid(nn.Module):
         mean = features.mean(dim=(2, 3), keepdim=True)
         branches = [self.image(mean).expand(-1, -1, *size)]
         if self.edge is not None and boundaries is not None:
-            branches.append(self.edge(enlarge(boundaries, size)))
+            branches.append(self.edge(upsample_to(boundaries, size, align_corners=True)))
         return torch.cat([*branches, self.local(features), *(branch(features) for branch in self.dilated)], dim=1)
 
 
@@ -276,7 +277,7 @@ class Decoder(nn.Module):
     def forward(self, context: Tensor, low: Tensor) -> Tensor:
         """(N, C, h, w) and finer (N, C', h', w') to scores (N, K, h', w')."""
         fine = self.fine(low)
-        joined = torch.cat([fine, enlarge(self.context(context), fine.shape[-2:])], dim=1)
+        joined = torch.cat([fine, upsample_to(self.context(context), fine.shape[-2:], align_corners=True)], dim=1)
         scores: Tensor = self.classifier(self.conv2(self.conv1(joined)))
         return scores
 
@@ -375,13 +376,6 @@ class GatedSCNN(SegModel):
             noisy=self.training,
             released=self.official_compat,
         )
-
-
-def enlarge(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Interpolate (N, C, h, w) bilinearly to (N, C, *size), outermost centres on outermost centres."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 PRESETS: dict[str, ModelSpec] = {

@@ -27,7 +27,7 @@ from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.heads import Classifier
 from seg_models.parts.layers import ConvNormAct
 from seg_models.parts.losses import upsampled_cross_entropy
-from seg_models.parts.pyramid import upsample_to
+from seg_models.parts.resample import upsample_to
 from seg_models.spec import ModelSpec
 
 NUM_LEVELS = 4

@@ -12,13 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seg_models.parts.layers import ConvNormAct
-
-
-def upsample_to(x: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
-    """(N, C, h, w) to (N, C, *size), bilinear between cell centres."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
+from seg_models.parts.resample import upsample_to
 
 
 def top_down(levels: Sequence[Tensor]) -> list[Tensor]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 CPU_STRIP_ELEMENTS = 1 << 20
 """Elements of a strip on a CPU: near enough to the cores, and enough work for each of their threads."""
@@ -91,3 +92,10 @@ def enlarge(cells: Tensor, size: Sequence[int], *, align_corners: bool = False) 
         for num_in, num_out in zip(cells.shape[-2:], size, strict=True)
     )
     return resample(cells, rows=rows, columns=columns).to(cells.dtype)
+
+
+def upsample_to(x: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
+    """(N, C, h, w) to (N, C, *size), bilinear, by torch's kernel: no matrices, and nothing to do at its own size."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from seg_models.names import did_you_mean
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.losses import upsampled_cross_entropy
+from seg_models.parts.resample import upsample_to
 from seg_models.parts.rmi import region_mutual_information, upsampled_binary_cross_entropy
 
 Criterion = Literal["ce", "rmi"]
@@ -47,8 +48,9 @@ def look(inner: SegModel, images: Tensor, *, watched: nn.Module, at_pixels: bool
     finally:
         handle.remove()
     assert len(seen) == 1, f"the watched module was called {len(seen)} times"
-    size = tuple(images.shape[-2:]) if at_pixels else None
-    logits, *aux = (_enlarge(scores.float(), size) for scores in (output.logits, *output.aux))
+    logits, *aux = (scores.float() for scores in (output.logits, *output.aux))
+    if at_pixels:
+        logits, *aux = (resize_like(scores, images) for scores in (logits, *aux))
     return Look(SemanticOutput(logits, aux=tuple(aux), extras=output.extras), seen[0])
 
 
@@ -93,13 +95,7 @@ def scaled(images: Tensor, scale: float) -> Tensor:
 
 def resize_like(maps: Tensor, like: Tensor) -> Tensor:
     """Maps at the size of others, bilinear."""
-    return _enlarge(maps, like.shape[-2:])
-
-
-def _enlarge(maps: Tensor, size: tuple[int, ...] | None) -> Tensor:
-    if size is None or tuple(maps.shape[-2:]) == tuple(size):
-        return maps
-    return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+    return upsample_to(maps, like.shape[-2:])
 
 
 def scale_losses(

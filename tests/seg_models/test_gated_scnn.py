@@ -18,7 +18,6 @@ from seg_models.architectures.gated_scnn import (
     GatedSCNN,
     GatedSCNNSpec,
     ShapeStream,
-    enlarge,
 )
 from seg_models.backbones.timm_backbone import BackboneSpec
 from seg_models.outputs import SemanticOutput, SemanticTarget
@@ -335,12 +334,6 @@ def test_one_image_in_training_is_refused_with_a_reason() -> None:
     with pytest.raises(ValueError, match="at least 2 images per worker"):
         pyramid(torch.randn(1, 4, 5, 5), None)
     assert pyramid(torch.randn(2, 4, 5, 5), None).shape == (2, 9, 5, 5)
-
-
-def test_a_map_of_the_right_size_is_left_alone() -> None:
-    x = torch.randn(1, 2, 4, 5)
-    assert enlarge(x, (4, 5)) is x
-    assert torch.equal(enlarge(x, (7, 9))[..., ::2, ::2], x)
 
 
 @pytest.mark.parametrize("name", ["gated_scnn_wideresnet38_cityscapes", "gated_scnn_wideresnet38_cityscapes_official"])

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from seg_models import describe_model
 from seg_models.architectures.pspnet import PSPNetSpec
 from seg_models.backbones.timm_backbone import backbones_of
-from seg_models.recipes import RECIPES, list_recipes, resolve_recipe
+from seg_models.recipes import RECIPES, condnet, list_recipes, ocrnet, resolve_recipe
 from seg_models.recipes.pspnet import pspnet_resnet50_cityscapes
 from seg_models.recipes.recipe import OptimizerSpec, Recipe
 
@@ -33,6 +34,11 @@ def test_the_pssl_recipe_holds_the_released_settings() -> None:
     assert recipe.optimizer == OptimizerSpec(lr=0.01, weight_decay=4e-5, backbone_lr_factor=0.1)
     assert (recipe.augment.brightness, recipe.augment.contrast, recipe.augment.saturation) == (0.2, 0.2, 0.2)
     assert recipe.schedule.kind == "poly"
+
+
+@pytest.mark.parametrize("name", [function.__name__ for function in (*condnet.RECIPES, *ocrnet.RECIPES)])
+def test_a_recipes_network_is_built_without_weights(name: str) -> None:
+    assert describe_model(resolve_recipe(name).model, num_classes=11, size=(64, 64)).params > 3_000_000
 
 
 @pytest.mark.parametrize("name", [name for name in list_recipes() if "efficientnet_lite0" in name])

@@ -16,6 +16,7 @@ from seg_models.parts.resample import (
     resample,
     rows_per_strip,
     strips,
+    upsample_to,
 )
 
 sizes = st.integers(1, 23)
@@ -80,3 +81,9 @@ def test_enlarging_equals_torchs_interpolation(h: int, w: int, height: int, widt
 def test_enlarged_cells_keep_their_type() -> None:
     cells = torch.rand(1, 2, 3, 3)
     assert enlarge(cells.bfloat16(), (6, 6)).dtype == torch.bfloat16
+
+
+def test_a_map_of_the_right_size_is_left_alone() -> None:
+    x = torch.randn(1, 2, 4, 5)
+    assert upsample_to(x, (4, 5), align_corners=True) is x
+    assert torch.equal(upsample_to(x, (7, 9), align_corners=True)[..., ::2, ::2], x)
