@@ -9,6 +9,7 @@ from __future__ import annotations
 import colorsys
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn, Self
 
@@ -24,6 +25,9 @@ RGB = tuple[int, int, int]
 
 MAX_BYTE_CLASSES = 255  # 0..254 are classes, 255 is void; more classes need two bytes
 RAW_IDS = range(-(1 << 15), 1 << 24)  # raw ids that a label file can hold: signed 16 bits to three bytes
+OTHER_SIDE = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
+OTHER_SIDE |= {right: left for left, right in OTHER_SIDE.items()}
+SIDE = re.compile(rf"(?<![A-Za-z])({'|'.join(OTHER_SIDE)})(?![a-z])")  # no upright, but leftArm
 MAX_LISTED = 20  # values named in one error
 
 BLACK: RGB = (0, 0, 0)
@@ -51,6 +55,13 @@ def _class_colors(names: Sequence[str]) -> tuple[RGB, ...]:
     return tuple(BLACK if str(name).lower() == "background" else next(colors) for name in names)
 
 
+def _sides(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Pairs of places whose names differ in the words left and right: Left-arm and Right-arm."""
+    places = {str(name): place for place, name in enumerate(names)}
+    other = {name: places.get(SIDE.sub(lambda side: OTHER_SIDE[side[0]], name)) for name in places}
+    return tuple((place, twin) for name, place in places.items() if (twin := other[name]) is not None and place < twin)
+
+
 class LabelSpace(Spec):
     """The classes of a label set, and how raw ids of the source map to them."""
 
@@ -65,7 +76,7 @@ class LabelSpace(Spec):
     background: int | None = None
     """Index of the class that means "none of the others", if there is one."""
     mirror_pairs: tuple[tuple[int, int], ...] = ()
-    """Pairs of indices that change places in a mirrored image, such as left arm and right arm."""
+    """Pairs of indices swapped in a mirrored image; default: whose names differ in the words left and right."""
 
     @model_validator(mode="before")
     @classmethod
@@ -79,6 +90,8 @@ class LabelSpace(Spec):
         if filled.get("void_values") is None:
             void = _void_of(count)
             filled["void_values"] = () if void in filled["raw_values"] else (void,)
+        if filled.get("mirror_pairs") is None:
+            filled["mirror_pairs"] = _sides(filled["names"])
         return filled
 
     @model_validator(mode="after")

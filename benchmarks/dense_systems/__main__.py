@@ -90,16 +90,25 @@ def measure(arch: str, stages: Stages) -> dict[str, Any]:
 
 
 def write(rows: list[dict[str, Any]], failures: dict[str, str], settings: Settings, *, folder: Path) -> None:
-    """Write `results.json` and `table.md`; print the table, and what failed last."""
+    """Write `results.json` and `table.md`, with what earlier runs measured; print the table, and what failed last."""
+    count = f"{len(rows)} of {len(rows) + len(failures)} networks trained"
+    place = folder / "results.json"
+    earlier = json.loads(place.read_text())["rows"] if place.exists() else []
+    now = {row["arch"] for row in rows} | set(failures)
+    rows = sorted([*rows, *(row for row in earlier if row["arch"] not in now)], key=lambda row: _order(row["arch"]))
     table = {"settings": asdict(settings), "rows": rows, "failures": failures}
-    (folder / "results.json").write_text(json.dumps(table, indent=2))
+    place.write_text(json.dumps(table, indent=2))
     if rows:
         text = results_markdown(rows, settings)
         (folder / "table.md").write_text(text)
         print(f"\n{text}\n{folder / 'table.md'}")
     for arch, reason in failures.items():
         print(f"failed: {arch}: {reason}", file=sys.stderr)
-    print(f"{len(rows)} of {len(rows) + len(failures)} networks trained", flush=True)
+    print(count, flush=True)
+
+
+def _order(arch: str) -> int:
+    return list(ARCHITECTURES).index(arch)
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ class FolderSource(Source):
     """The value each class has in the label files; default 0, 1, 2 …"""
     void_values: tuple[int, ...] | None = None
     """Values of the label files that mean: not labelled; default: 255, from 256 classes on 65535."""
-    mirror_pairs: tuple[tuple[str, str], ...] = ()
-    """Pairs of classes that change places in a mirrored image, such as ["left arm", "right arm"]."""
+    mirror_pairs: tuple[tuple[str, str], ...] | None = None
+    """Pairs of classes swapped in a mirrored image; default: whose names differ in the words left and right."""
     label_suffix: str = ""
     """What a label's name has after its image's: `_mask` for `a.jpg` and `a_mask.png`."""
     label_codec: LabelCodec = "auto"
@@ -71,7 +71,7 @@ class FolderSource(Source):
             raise ValueError("`colors` needs `classes`")
         if self.mirror_pairs and self.classes is None:
             raise ValueError("`mirror_pairs` needs `classes`")
-        paired = list(itertools.chain.from_iterable(self.mirror_pairs))
+        paired = list(itertools.chain.from_iterable(self.mirror_pairs or ()))
         if twice := [name for name in paired if paired.count(name) > 1]:
             raise ValueError(f"mirror_pairs: {twice[0]!r} is named twice; a class has one counterpart")
         if self.labels is not None and (PLACEHOLDER in self.images) != (PLACEHOLDER in self.labels):
@@ -136,14 +136,14 @@ class FolderSource(Source):
         twice = [name for name in names if names.count(name) > 1]
         if twice or not names:
             raise ValueError("source.classes: " + (f"{twice[0]!r} is listed twice" if twice else "the list is empty"))
-        pairs = tuple((_place(left, names), _place(right, names)) for left, right in self.mirror_pairs)
+        pairs = self.mirror_pairs
         try:
             return LabelSpace(
                 names=names,
                 colors=self.colors or (),
                 raw_values=self.raw_values or (),
                 void_values=self.void_values,
-                mirror_pairs=pairs,
+                mirror_pairs=pairs and tuple((_place(left, names), _place(right, names)) for left, right in pairs),
             )
         except ValidationError as error:
             told = (detail["msg"].removeprefix("Value error, ") for detail in error.errors())

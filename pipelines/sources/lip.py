@@ -66,8 +66,7 @@ class LipSource(PublishedSource):
     def label_space(self) -> LabelSpace:
         """Background and the 19 parts; no value means void."""
         names, colors = tuple(CLASSES), tuple(CLASSES.values())
-        pairs = tuple((names.index(f"left-{part}"), names.index(f"right-{part}")) for part in ("arm", "leg", "shoe"))
-        return LabelSpace(names=names, colors=colors, background=0, mirror_pairs=pairs)
+        return LabelSpace(names=names, colors=colors, background=0)
 
     def list_samples(self) -> Listing:
         """The images of the lists; an id is `<split>/<image>`."""

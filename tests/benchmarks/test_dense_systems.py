@@ -65,7 +65,7 @@ def test_a_network_that_fails_is_told_and_stops_no_other(
         return scores[system.arch]  # type: ignore[no-any-return]
 
     monkeypatch.setattr(command, "ray_session", lambda compute: contextlib.nullcontext())
-    monkeypatch.setattr(Stages, "prepare", lambda stages: stages.runs.mkdir(parents=True))
+    monkeypatch.setattr(Stages, "prepare", lambda stages: stages.runs.mkdir(parents=True, exist_ok=True))
     monkeypatch.setattr(Stages, "measure", row_of)
     assert command.main(["--output", str(tmp_path), "--only", "fcn", "danet", "pspnet"]) == 1
     said = capsys.readouterr()
@@ -75,6 +75,10 @@ def test_a_network_that_fails_is_told_and_stops_no_other(
     (text,) = tmp_path.glob("runs-*/table.md")
     assert "| pspnet | `p` | 7 | 2.00 → 1.00 | 3.00 → 2.00 | 5 | 0.5000 | 0.8000 |" in text.read_text()
     assert "| the most frequent class | Sky | – | – | – | – | 0.3750 | 0.7500 |" in text.read_text()
+    scores["fcn"] = ROW | SCORES | {"arch": "fcn", "miou": 0.75}
+    assert command.main(["--output", str(tmp_path), "--only", "fcn"]) == 0
+    assert "1 of 1 networks trained" in capsys.readouterr().out
+    assert [line.split()[1] for line in text.read_text().splitlines() if "`p`" in line] == ["fcn", "pspnet"]
 
 
 def test_a_command_that_fails_says_why(capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,6 +182,24 @@ def test_mirror_pairs_of_no_or_several_meanings_are_refused(pairs: tuple[tuple[i
         LabelSpace(names=("a", "b", "c"), mirror_pairs=pairs)
 
 
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (("Hat", "Left-arm", "Right-arm"), ((1, 2),)),
+        (("right", "leftArm", "rightArm", "left"), ((0, 3), (1, 2))),
+        (("upright", "upleft", "left hand", "right foot"), ()),
+        (("left of right", "right of left"), ((0, 1),)),
+    ],
+)
+def test_names_tell_which_classes_change_places_in_a_mirrored_image(
+    names: tuple[str, ...], pairs: tuple[tuple[int, int], ...]
+) -> None:
+    assert LabelSpace(names=names).mirror_pairs == pairs
+    assert LabelSpace(names=names, mirror_pairs=()).mirror_pairs == ()
+    stored = LabelSpace(names=names).model_dump_json()
+    assert LabelSpace.model_validate_json(stored).mirror_pairs == pairs
+
+
 def test_a_class_called_background_is_black_and_no_other() -> None:
     colors = LabelSpace(names=("background", "horse", "cat")).colors
     assert colors[0] == (0, 0, 0)

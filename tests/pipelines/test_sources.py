@@ -12,6 +12,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines import storage
+from pipelines.labels import LabelSpace
 from pipelines.sources import AnySource, CamVidSource, FolderSource, ImageNetSource, Source
 from pipelines.sources.base import read_image, unique_ids
 from pipelines.sources.synsets import load_classes
@@ -268,6 +269,10 @@ def test_a_class_named_twice_is_refused(tmp_path: Path) -> None:
 
 def test_classes_that_change_places_in_a_mirrored_image_are_named_by_name(tmp_path: Path) -> None:
     sides = ("body", "left arm", "right arm")
+    assert [folder(tmp_path, classes=sides, mirror_pairs=given).label_space() for given in (None, ())] == [
+        LabelSpace(names=sides, mirror_pairs=((1, 2),)),
+        LabelSpace(names=sides, mirror_pairs=()),
+    ]
     space = folder(tmp_path, classes=sides, mirror_pairs=(("left arm", "right arm"),)).label_space()
     assert space is not None
     assert space.mirrored == (0, 2, 1)
