@@ -10,12 +10,16 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.codecs import decode_label
+from pipelines.crops import class_indices
 from pipelines.images import decode_image
-from pipelines.samples import Sample, SampleIndex, SampleOrder, ShardRows, check_same_ids, sample_rng
+from pipelines.order import Sample, SampleOrder, sample_rng
+from pipelines.samples import SampleIndex, ShardRows, check_same_ids
 from pipelines.schema import ShardKey
 from pipelines.tables import read_shard_file
 from pipelines.transforms import augment
@@ -112,6 +116,7 @@ class BatchStream:
         self._augment = augment
         self._void = order.index.label_space.void
         self._mirrored = order.index.label_space.mirrored
+        self._around = class_indices(augment.crop_around, order.index.label_space, key="augment.crop_around")
         self._ahead = ahead
         self._plan = self._addresses(global_batch, range(start_step, steps), accumulate, rank, world)
         self._cache = ShardCache(order.index, capacity=order.open_shards(world) + num_threads)
@@ -161,9 +166,23 @@ class BatchStream:
         try:
             image = decode_image(shard.images[sample.row].as_py())
             label = decode_label(shard.labels[sample.row].as_py())
-            rng = sample_rng(sample_id, seed=self._order.seed, epoch=sample.epoch)
-            crop = augment(image, label, spec=self._augment, void=self._void, rng=rng, mirrored=self._mirrored)
-            return sample_id, *crop
+            return sample_id, *self._augmented(image, label, sample_id, sample)
         except ValueError as error:
             part = self._order.index.parts[sample.part].part
             raise ValueError(f"{part} shard {sample.key} row {sample.row} id {sample_id!r}: {error}") from error
+
+    def _augmented(
+        self, image: NDArray[np.uint8], label: NDArray[Any], sample_id: str, sample: Sample
+    ) -> tuple[Tensor, Tensor]:
+        return augment(
+            image,
+            label,
+            spec=self._augment,
+            void=self._void,
+            rng=sample_rng(
+                sample_id, seed=self._order.seed, epoch=sample.epoch, repeat=sample.repeat, phase=sample.phase
+            ),
+            mirrored=self._mirrored,
+            centroid=sample.centroid,
+            around=self._around,
+        )

@@ -32,7 +32,7 @@ from jobs.training.resume import (
 )
 from jobs.training.step import Stepper
 from pipelines.batches import BatchStream
-from pipelines.samples import SampleOrder
+from pipelines.order import SampleOrder
 from seg_models.outputs import SegModel
 
 

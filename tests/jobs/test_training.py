@@ -26,7 +26,8 @@ from jobs.training.work import TrainWork, find_first_weights
 from pipelines import storage
 from pipelines.batches import BatchStream
 from pipelines.labels import LabelSpace
-from pipelines.samples import Part, SampleIndex, SampleOrder, build_index
+from pipelines.order import SampleOrder
+from pipelines.samples import Part, SampleIndex, build_index
 from seg_models.checkpoints import save_model
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, ScheduleSpec
 from tests.jobs.ranks import run_ranks

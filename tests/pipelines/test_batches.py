@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from pipelines import batches, transforms
 from pipelines.batches import BatchStream, ShardCache
 from pipelines.labels import LabelSpace
-from pipelines.samples import Part, Sample, SampleIndex, SampleOrder, ShardRows, build_index, permutation
+from pipelines.order import Sample, SampleOrder
+from pipelines.samplers import permutation
+from pipelines.samples import Part, SampleIndex, ShardRows, build_index
 from pipelines.schema import ShardKey
 from seg_models.recipes.recipe import AugmentSpec
 from tests.tiny_data import SPACE, add_labels, write_dataset
