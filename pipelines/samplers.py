@@ -6,12 +6,17 @@ long, so that any position of a run is found without going through the epochs be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.samples import ShardRows
+from pipelines.samples import Centroids, SampleIndex, ShardRows
+
+ONE = 1 << 24  # repeat factors are whole numbers of 1 / ONE, so that every machine adds them up alike
+EPOCHS_KEPT = 4
 
 
 class Drawn(NamedTuple):
@@ -67,3 +72,68 @@ class EveryRow:
     def row(self, epoch: int, shard: int, place: int) -> Drawn:
         """The usable row at that place."""
         return Drawn(int(self.shards[shard].rows[place]), 0, None)
+
+
+class Repeated:
+    """Every usable row as often as its factor says (repeat factor sampling; Gupta et al., arXiv 1908.03195).
+
+    A row with factor 2.3 comes twice, and a third time in about three of ten epochs: the fractions of all rows are
+    added up in an order of the epoch's own, and a row comes once more where the sum passes a whole number. So every
+    epoch has the same length.
+
+    Args:
+        factors: Of the rows of each shard, at least ONE, in units of 1 / ONE.
+        key: What the choice depends on, besides the epoch.
+    """
+
+    def __init__(
+        self, shards: tuple[ShardRows, ...], *, factors: Sequence[NDArray[np.int64]], key: Sequence[int]
+    ) -> None:
+        self.shards = shards
+        self.factors = np.concatenate(list(factors))
+        self._ends = np.cumsum([len(of_shard) for of_shard in factors])
+        self._key = tuple(key)
+        self._drawn = lru_cache(maxsize=EPOCHS_KEPT)(self._draw)
+        self.length = int((self.factors // ONE).sum() + (self.factors % ONE).sum() // ONE)
+
+    def sizes(self, epoch: int) -> NDArray[np.int64]:
+        """Samples of each shard, every row as often as it comes."""
+        return np.array([ends[-1] for ends in self._drawn(epoch)], dtype=np.int64)
+
+    def row(self, epoch: int, shard: int, place: int) -> Drawn:
+        """The row that the place belongs to, and which of its samples it is."""
+        ends = self._drawn(epoch)[shard]
+        number = int(np.searchsorted(ends, place, side="right"))
+        before = int(ends[number - 1]) if number else 0
+        return Drawn(int(self.shards[shard].rows[number]), place - before, None)
+
+    def _draw(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Of each shard, the running sum of how often its rows come in an epoch."""
+        counts, fractions = self.factors // ONE, self.factors % ONE
+        order = permutation(len(counts), *self._key, epoch, 2)
+        sums = np.cumsum(fractions[order])
+        counts[order] += sums // ONE - (sums - fractions[order]) // ONE
+        return [np.cumsum(of_shard) for of_shard in np.split(counts, self._ends[:-1])]
+
+
+def repeat_factors(index: SampleIndex, present: Centroids, *, threshold: float) -> tuple[NDArray[np.int64], ...]:
+    """Repeat factors of the rows of each shard: max(1, sqrt(threshold / f)) of the row's rarest class.
+
+    Args:
+        present: one entry for each class of each label.
+        threshold: f below which a class counts as rare; f is the share of the index's rows that hold the class.
+
+    Returns:
+        For each shard of the index (rows,) factors in units of 1 / ONE.
+    """
+    counts = np.bincount(present.class_index, minlength=index.label_space.num_classes)
+    share = np.maximum(counts, 1) / index.num_samples
+    of_class = np.maximum(ONE, np.rint(np.sqrt(threshold / share) * ONE)).astype(np.int64)
+    ends = np.searchsorted(present.shard, np.arange(len(index.shards)), side="right")
+    factors = []
+    for shard, start, end in zip(index.shards, [0, *ends[:-1]], ends, strict=True):
+        of_rows = np.full(len(shard.rows), ONE)
+        places = np.searchsorted(shard.rows, present.row[start:end])
+        np.maximum.at(of_rows, places, of_class[present.class_index[start:end]])
+        factors.append(of_rows)
+    return tuple(factors)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pipelines import storage
 from pipelines.labels import LabelSpace
@@ -28,6 +29,10 @@ class Part(Spec):
     dataset: str
     labels: str = "human"
     split: str = "train"
+    name: str | None = None
+    """What recipes and tables call it."""
+    weight: float | None = Field(None, gt=0)
+    """Samples of a step in proportion to the weights of the other parts; default: as many as the part has."""
 
     def __str__(self) -> str:
         return f"{self.dataset} labels {self.labels!r} split {self.split!r}"
@@ -61,12 +66,33 @@ class ShardRows:
 
 
 @dataclass(frozen=True)
+class Centroids:
+    """Centres of mass of classes, sorted by shard, row and place in the image; five arrays of one length."""
+
+    shard: NDArray[np.int32]
+    """Place in the index's `shards`."""
+    row: NDArray[np.int32]
+    """Row of the shard."""
+    class_index: NDArray[np.int32]
+    y: NDArray[np.int32]
+    """Row of the pixel in the stored image."""
+    x: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+
+@dataclass(frozen=True)
 class SampleIndex:
     """All usable samples of one or more parts, by shard. Small: it travels to every worker."""
 
     label_space: LabelSpace
     parts: tuple[PartSummary, ...]
     shards: tuple[ShardRows, ...]
+    centroids: Centroids | None = None
+    """Of every class in every tile of a label, where the recipe samples by class (centroids.py)."""
+    repeats: tuple[NDArray[np.int64], ...] | None = None
+    """Repeat factors of the rows of each shard, in units of 1 / ONE, where the recipe repeats rare classes."""
 
     @cached_property
     def num_samples(self) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from jobs.training.model import fresh_model, place_model, resumed_model
-from jobs.training.plan import TrainPlan, Worker
+from jobs.training.plan import TrainPlan, Worker, sample_order
 from jobs.training.points import PointLog
 from jobs.training.progress import StepTimer
 from jobs.training.reductions import broadcast_object, gather_objects, mean_over_workers
@@ -32,7 +32,6 @@ from jobs.training.resume import (
 )
 from jobs.training.step import Stepper
 from pipelines.batches import BatchStream
-from pipelines.order import SampleOrder
 from seg_models.outputs import SegModel
 
 
@@ -153,7 +152,7 @@ class _Trainer:
 
     def _stream(self) -> BatchStream:
         return BatchStream(
-            SampleOrder(self.plan.index, lanes=self.recipe.lanes, seed=self.recipe.seed),
+            sample_order(self.recipe, self.plan.index),
             augment=self.recipe.augment,
             global_batch=self.recipe.global_batch,
             steps=self.recipe.steps,

@@ -10,7 +10,9 @@ import torch
 
 from pipelines import storage
 from pipelines.labels import LabelSpace
+from pipelines.order import SampleOrder
 from pipelines.samples import SampleIndex
+from pipelines.sampling import make_order
 from seg_models.checkpoints import MODEL_FILE
 from seg_models.recipes.recipe import Recipe
 
@@ -60,6 +62,22 @@ class Worker:
     device: torch.device
 
 
+def sample_order(recipe: Recipe, index: SampleIndex) -> SampleOrder:
+    """The order of the samples of a run.
+
+    Raises:
+        ValueError: sampling settings that do not fit the data.
+    """
+    return make_order(
+        recipe.sampling,
+        index,
+        steps=recipe.steps,
+        global_batch=recipe.global_batch,
+        lanes=recipe.lanes,
+        seed=recipe.seed,
+    )
+
+
 def run_identity(recipe: Recipe, index: SampleIndex, *, init_from: str | None) -> dict[str, Any]:
     """What decides the result of a run: recipe, classes, data and first weights, wherever they lie.
 
@@ -70,6 +88,7 @@ def run_identity(recipe: Recipe, index: SampleIndex, *, init_from: str | None) -
         "recipe": recipe.model_dump(mode="json"),
         "label_space": index.label_space.model_dump(mode="json"),
         "data": [summary.fingerprint for summary in index.parts],
+        "parts": [{"name": summary.part.name, "weight": summary.part.weight} for summary in index.parts],
         "init_from": None if init_from is None else _model_hash(init_from),
     }
 

@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from seg_models.recipes.sampling import SamplingSpec
 from seg_models.spec import AnyModelSpec, Spec
 
 
@@ -96,6 +97,7 @@ class Recipe(Spec):
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     augment: AugmentSpec = AugmentSpec()
+    sampling: SamplingSpec = SamplingSpec()
     loss: LossSpec = LossSpec()
     steps: int = Field(40_000, gt=0)
     """Optimizer steps; every rank runs exactly this many."""
