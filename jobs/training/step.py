@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from jobs.training.model import call, parallel
-from jobs.training.optimizers import build_optimizer, clip_gradients, lr_factor, set_lr
+from jobs.training.optimizers import build_optimizer, clip_gradients
 from jobs.training.phases import PhaseTimer
 from jobs.training.plan import TrainPlan, Worker, class_weights
+from jobs.training.schedules import lr_factor, set_lr
 from pipelines.batches import Batch
 from seg_models.outputs import SegModel, SemanticTarget
 
@@ -55,7 +56,8 @@ class Stepper:
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Update the network with the micro-batches of a step; their mean loss, still on the device."""
         recipe, step = self._plan.recipe, batches[0].step
-        self.lr = set_lr(self._optimizer, lr_factor(step, spec=recipe.schedule, steps=recipe.steps))
+        factor = lr_factor(step, spec=recipe.schedule, steps=recipe.steps, epoch_steps=self._plan.epoch_steps)
+        self.lr = set_lr(self._optimizer, factor)
         self._optimizer.zero_grad(set_to_none=True)
         losses: list[Tensor] = []
         for batch in batches:
