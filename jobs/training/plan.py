@@ -52,6 +52,11 @@ class TrainPlan:
         """The classes of the data."""
         return self.index.label_space
 
+    @property
+    def epoch_steps(self) -> float:
+        """Steps in which the samples of the index are gone through once; need not be whole."""
+        return self.index.num_samples / self.recipe.global_batch
+
 
 @dataclass(frozen=True)
 class Worker:
