@@ -15,7 +15,7 @@ from jobs.training.optimizers import build_optimizer, clip_gradients
 from jobs.training.phases import PhaseTimer
 from jobs.training.plan import TrainPlan, Worker, class_weights
 from jobs.training.schedules import lr_factor, set_lr
-from pipelines.batches import Batch
+from pipelines.batch_plan import Batch
 from seg_models.outputs import SegModel, SemanticTarget
 
 
@@ -110,7 +110,7 @@ class Stepper:
 
     def _backward(self, batch: Batch, *, share: float) -> Tensor:
         with self.phases.device("transfer"):
-            images, labels = (_move(tensor, self._device) for tensor in (batch.images, batch.labels))
+            images, labels = _move(batch.images, self._device), _move(batch.labels, self._device).long()
         with self.phases.device("forward"):
             loss = self._loss(images, labels)
         self._unchecked.append((batch.step, batch.ids, loss.detach()))
