@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parameter import Parameter
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -73,7 +74,16 @@ def _norms_and_biases(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
 
 
-def clip_gradients(model: nn.Module, spec: OptimizerSpec) -> None:
-    """Scale the gradients down to the largest norm the settings allow."""
-    if spec.clip_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), spec.clip_grad_norm)
+def clip_gradients(model: nn.Module, spec: OptimizerSpec) -> Tensor | None:
+    """Scale the gradients down to the largest norm the settings allow; the norm before, None without a limit.
+
+    The norm is that of the gradient over all weights, also where every worker holds a part of them.
+    """
+    if spec.clip_grad_norm is None:
+        return None
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    torch.nn.utils.clip_grads_with_norm_(model.parameters(), spec.clip_grad_norm, norm)
+    return norm

@@ -77,6 +77,17 @@ class ScheduleSpec(Spec):
             raise ValueError(f"{key} = {value!r} takes no effect with kind = {self.kind!r}")
 
 
+class EmaSpec(Spec):
+    """Averaged weights (exponential moving average), which are evaluated and published in place of the last ones."""
+
+    decay: float = Field(0.999, gt=0, lt=1)
+    """Weight of the average so far; it looks back over about 1 / (1 - decay) steps."""
+    warmup: bool = True
+    """Begin with a small decay: (1 + n) / (10 + n) after n steps, until that is more than `decay`."""
+    buffers: Literal["average", "copy"] = "average"
+    """Statistics of batch norms: averaged like weights, or those of the last step."""
+
+
 class AugmentSpec(Spec):
     """Training augmentation. Crop and padding are always applied; void fills the label outside the image."""
 
@@ -121,6 +132,8 @@ class Recipe(Spec):
     schedule: ScheduleSpec = ScheduleSpec()
     augment: AugmentSpec = AugmentSpec()
     loss: LossSpec = LossSpec()
+    ema: EmaSpec | None = None
+    """Average the weights over the steps."""
     steps: int = Field(40_000, gt=0)
     """Optimizer steps; every rank runs exactly this many."""
     global_batch: int = Field(16, gt=0)
