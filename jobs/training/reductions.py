@@ -55,7 +55,8 @@ def norm_over_workers(norm: Tensor) -> Tensor:
     """The length of a vector of which every worker holds a part, from the length of its part."""
     parts = [torch.empty_like(norm) for _ in range(world_size())]
     dist.all_gather(parts, norm)
-    return torch.linalg.vector_norm(torch.stack(parts))
+    length: Tensor = torch.linalg.vector_norm(torch.stack(parts))
+    return length
 
 
 def gather_objects(value: Any) -> list[Any]:
