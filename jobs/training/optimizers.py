@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parameter import Parameter
 from torch.optim import SGD, AdamW, Optimizer
 
+from jobs.training.reductions import norm_over_workers
+from jobs.training.sharding import local
 from seg_models.recipes.recipe import OptimizerSpec
 
 BACKBONE = "backbone."
@@ -73,7 +76,17 @@ def _norms_and_biases(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
 
 
-def clip_gradients(model: nn.Module, spec: OptimizerSpec) -> None:
-    """Scale the gradients down to the largest norm the settings allow."""
-    if spec.clip_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), spec.clip_grad_norm)
+def clip_gradients(model: nn.Module, spec: OptimizerSpec) -> Tensor | None:
+    """Scale the gradients down to the largest norm the settings allow; the norm before, None without a limit.
+
+    The norm is that of the gradient over all weights, also where every worker holds a part of them.
+    """
+    if spec.clip_grad_norm is None:
+        return None
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm([local(gradient) for gradient in gradients])
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        norm = norm_over_workers(norm)
+    scale = (spec.clip_grad_norm / (norm + 1e-6)).clamp_max(1.0)
+    torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
+    return norm

@@ -36,7 +36,11 @@ class TrainPlan:
     identity: dict[str, Any]
     init_from: str | None = None
     accumulate: int = 1
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    reduce: Literal["auto", "all_reduce", "ordered"] = "auto"
     threads: int = 1
     """Torch threads of a worker."""
     data_threads: int = 2
@@ -47,6 +51,7 @@ class TrainPlan:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     log_every: int = 20
+    profile_steps: tuple[int, int] | None = None
     tracking: Tracking | None = None
 
     @property

@@ -132,12 +132,17 @@ def make_plan(work: TrainWork, allocation: Allocation, tracked: Run) -> TrainPla
         init_from=None if job.init_from is None else storage.normalise(job.init_from),
         accumulate=job.accumulate,
         precision=job.precision,
+        channels_last=job.channels_last,
+        compile=job.compile,
+        parallel=job.parallel,
+        reduce=job.reduce,
         threads=allocation.threads,
         data_threads=allocation.data_threads,
         deterministic=job.deterministic,
         checkpoint_every=job.checkpoint_every,
         keep_checkpoints=job.keep_checkpoints,
         log_every=job.log_every,
+        profile_steps=job.profile_steps,
         tracking=Tracking(tracked.run_id, tracked.tracking_uri) if tracked.run_id else None,
     )
 

@@ -78,6 +78,17 @@ class ScheduleSpec(Spec):
             raise ValueError(f"{key} = {value!r} takes no effect with kind = {self.kind!r}")
 
 
+class EmaSpec(Spec):
+    """Averaged weights (exponential moving average), which are evaluated and published in place of the last ones."""
+
+    decay: float = Field(0.999, gt=0, lt=1)
+    """Weight of the average so far; it looks back over about 1 / (1 - decay) steps."""
+    warmup: bool = True
+    """Begin with a small decay: (1 + n) / (10 + n) after n steps, until that is more than `decay`."""
+    buffers: Literal["average", "copy"] = "average"
+    """Statistics of batch norms: averaged like weights, or those of the last step."""
+
+
 class AugmentSpec(Spec):
     """Training augmentation. Crop and padding are always applied; void fills the label outside the image."""
 
@@ -115,6 +126,19 @@ class AugmentSpec(Spec):
         return self
 
 
+class OhemSpec(Spec):
+    """Cross-entropy of hard pixels only (online hard example mining; Shrivastava et al., CVPR 2016)."""
+
+    threshold: float = Field(0.7, gt=0, le=1)
+    """Pixels whose own class has at most this probability are kept."""
+    min_kept: int = Field(100_000, ge=0)
+    """Pixels per image that are kept at least: of a worker's micro-batch of N images the N times as many hardest."""
+    sample_every: int = Field(1, ge=1)
+    """Look for the `min_kept` hardest in every n-th pixel of every n-th row (CCNet's released code: about 8)."""
+    auxiliary: bool = False
+    """Mine auxiliary scores too, each by its own probabilities (as PaddleSeg); False: they learn from all pixels."""
+
+
 class LossSpec(Spec):
     """Weights of the loss."""
 
@@ -126,6 +150,8 @@ class LossSpec(Spec):
     """
     aux_weight: float = Field(0.4, ge=0)
     """Weight of every auxiliary loss (those whose name starts with `aux`)."""
+    ohem: OhemSpec | None = None
+    """Learn from hard pixels only. An error where the network's loss has no cross-entropy of class scores."""
 
 
 class Recipe(Spec):
@@ -137,6 +163,8 @@ class Recipe(Spec):
     augment: AugmentSpec = AugmentSpec()
     sampling: SamplingSpec = SamplingSpec()
     loss: LossSpec = LossSpec()
+    ema: EmaSpec | None = None
+    """Average the weights over the steps."""
     steps: int = Field(40_000, gt=0)
     """Optimizer steps; every rank runs exactly this many."""
     global_batch: int = Field(16, gt=0)

@@ -74,7 +74,7 @@ def test_the_schedule_of_hmsa_is_that_of_its_released_code() -> None:
     for epoch in (0, 1, 100, 174):
         for step in (math.ceil(epoch * epoch_steps), math.ceil((epoch + 1) * epoch_steps) - 1):
             factor = lr_factor(step, spec=recipe.schedule, steps=recipe.steps, epoch_steps=epoch_steps)
-            assert factor == pytest.approx((1 - epoch / 175) ** 2, rel=1e-2 if epoch == 174 else 1e-4)
+            assert factor == pytest.approx((1 - epoch / 175) ** 2, rel=1e-4, abs=1e-6)
 
 
 def test_warm_up_grows_linearly_to_the_schedule() -> None:
