@@ -46,7 +46,7 @@ def complete_index(index: SampleIndex, spec: SamplingSpec, *, compute: ComputeSp
                 part = _compute(index, number, tile_px=tile_px, compute=compute)
                 _write(index, number, part, tile_px=tile_px, run=run)
             found |= part
-        index = _with(index, spec, _joined(index, found), tile_px=tile_px)
+        index = _with(index, spec, join_centroids(index, found), tile_px=tile_px)
     return index
 
 
@@ -59,7 +59,7 @@ def known_index(index: SampleIndex, spec: SamplingSpec, *, run: str) -> SampleIn
             if part is None:
                 return None
             found |= part
-        index = _with(index, spec, _joined(index, found), tile_px=tile_px)
+        index = _with(index, spec, join_centroids(index, found), tile_px=tile_px)
     return index
 
 
@@ -92,7 +92,7 @@ def _compute(index: SampleIndex, number: int, *, tile_px: int | None, compute: C
     return found
 
 
-def _joined(index: SampleIndex, found: Found) -> Centroids:
+def join_centroids(index: SampleIndex, found: Found) -> Centroids:
     """One table, of the usable rows of the index."""
     tables = [np.empty((0, 5), np.int32)]
     for place, shard in enumerate(index.shards):
