@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from jobs.training.loop import train
 from jobs.training.plan import TrainPlan, Worker, run_identity
-from pipelines.centroids import join_centroids
-from pipelines.centroids_worker import CentroidShard, CentroidWorker
+from pipelines.centroids_worker import CentroidShard, CentroidWorker, join_centroids
 from pipelines.samples import SampleIndex
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.recipes.recipe import AugmentSpec, OptimizerSpec, Recipe
