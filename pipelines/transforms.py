@@ -67,8 +67,8 @@ def augment(
             (`spec.crop_around`, as indices).
 
     Returns:
-        image (3, h, w) uint8 and label (h, w) int64. Images are resized bilinearly with antialiasing, labels to the
-        nearest pixel, so no new label value appears.
+        image (3, h, w) uint8 and label (h, w) in the type it had. Images are resized bilinearly with antialiasing,
+        labels to the nearest pixel, so no new label value appears.
 
     Raises:
         ValueError: image and label differ in size.
@@ -81,11 +81,10 @@ def augment(
     crop, taken = _choose(label, size=size, spec=spec, void=void, point=point, draws=draws)
     pixels = _resize(_planes(image), size)[:, crop[0], crop[1]]
     pixels = jitter(pixels.contiguous(), spec=spec, draws=draws.colors)
-    classes = torch.from_numpy(taken.astype(np.int64))
-    pixels, classes = _pad(pixels, classes, crop=spec.crop, void=void)
+    pixels, classes = _pad(pixels, taken, crop=spec.crop, void=void)
     if draws.flip < spec.flip:
-        pixels, classes = pixels.flip(-1), _renamed(classes.flip(-1), mirrored)
-    return pixels.contiguous(), classes.contiguous()
+        pixels, classes = pixels.flip(-1), _renamed(classes[:, ::-1], mirrored, void=void)
+    return pixels.contiguous(), torch.from_numpy(np.ascontiguousarray(classes))
 
 
 def _choose(
@@ -101,12 +100,13 @@ def _choose(
     return crop, taken
 
 
-def _renamed(classes: Tensor, mirrored: Sequence[int]) -> Tensor:
+def _renamed(classes: NDArray[Any], mirrored: Sequence[int], *, void: int) -> NDArray[Any]:
     """Other indices for some classes; void, which is none of them, stays."""
-    renamed = classes.clone()
-    for before, after in enumerate(mirrored):
-        if before != after:
-            renamed[classes == before] = after
+    if all(before == after for before, after in enumerate(mirrored)):
+        return classes
+    table = np.arange(void + 1, dtype=classes.dtype)
+    table[: len(mirrored)] = mirrored
+    renamed: NDArray[Any] = table[classes]
     return renamed
 
 
@@ -132,13 +132,13 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return resized
 
 
-def _pad(image: Tensor, label: Tensor, *, crop: tuple[int, int], void: int) -> tuple[Tensor, Tensor]:
+def _pad(image: Tensor, label: NDArray[Any], *, crop: tuple[int, int], void: int) -> tuple[Tensor, NDArray[Any]]:
     height, width = label.shape
     if (height, width) == crop:
         return image, label
     color = torch.tensor(PAD_COLOR, dtype=image.dtype)[:, None, None]
     pixels = color.expand(3, *crop).clone()
-    classes = torch.full(crop, void, dtype=label.dtype)
+    classes = np.full(crop, void, label.dtype)
     pixels[:, :height, :width] = image
     classes[:height, :width] = label
     return pixels, classes

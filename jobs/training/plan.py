@@ -45,7 +45,9 @@ class TrainPlan:
     threads: int = 1
     """Torch threads of a worker."""
     data_threads: int = 2
-    """Threads of a worker that decode and augment."""
+    """Threads of a worker that decode and augment, where it has no data workers."""
+    data_workers: int = 0
+    """Data workers of a worker: actors of Ray Data that decode and augment for it."""
     deterministic: bool = True
     checkpoint_every: int = 500
     keep_checkpoints: int = 2

@@ -15,7 +15,7 @@ from jobs.training.points import read_points
 from jobs.training.resume import checkpoint_uri
 from jobs.training.step import Stepper
 from pipelines import storage
-from pipelines.batches import Batch
+from pipelines.batch_plan import Batch
 from pipelines.samples import Part, SampleIndex, build_index
 from seg_models.recipes.recipe import OptimizerSpec, Recipe
 from tests.jobs.ranks import run_ranks

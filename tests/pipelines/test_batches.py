@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pipelines import batches, transforms
-from pipelines.batches import BatchStream, ShardCache
+from pipelines import sample_maker
+from pipelines.batch_plan import Batch, BatchPlan
 from pipelines.labels import LabelSpace
+from pipelines.local_batches import LocalBatches
 from pipelines.order import SampleOrder
+from pipelines.sample_maker import OpenShard, ShardCache
 from pipelines.samples import Part, SampleIndex, ShardRows, build_index
 from pipelines.schema import ShardKey
 from seg_models.recipes.recipe import AugmentSpec
@@ -106,9 +109,10 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -
 CROP = AugmentSpec(crop=(24, 32), scale=(0.8, 1.3), brightness=0.2)
 
 
-def stream(index: SampleIndex, **changes: Any) -> BatchStream:
-    order = SampleOrder(index, lanes=4, seed=11)
-    return BatchStream(order, **{"augment": CROP, "global_batch": 4, "steps": 5, **changes})
+def stream(index: SampleIndex, *, num_threads: int = 2, ahead: int = 4, **changes: Any) -> LocalBatches:
+    make_order = partial(SampleOrder, index, lanes=4, seed=11)
+    plan = BatchPlan(make_order, **{"augment": CROP, "global_batch": 4, "steps": 5, **changes})
+    return LocalBatches(plan, num_threads=num_threads, ahead=ahead)
 
 
 @pytest.fixture
@@ -117,7 +121,7 @@ def index(tmp_path: Path) -> SampleIndex:
     return build_index([Part(dataset=str(tmp_path))])
 
 
-def by_id(batches_seen: list[batches.Batch]) -> dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]:
+def by_id(batches_seen: list[Batch]) -> dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]:
     return {
         (batch.step, sample_id): (batch.images[i], batch.labels[i])
         for batch in batches_seen
@@ -125,13 +129,13 @@ def by_id(batches_seen: list[batches.Batch]) -> dict[tuple[int, str], tuple[torc
     }
 
 
-def test_batches_hold_uint8_images_and_int64_labels_of_the_crop_size(index: SampleIndex) -> None:
+def test_batches_hold_uint8_images_and_labels_of_the_crop_size(index: SampleIndex) -> None:
     with stream(index) as running:
         seen = list(running)
     assert [batch.step for batch in seen] == [0, 1, 2, 3, 4]
     for batch in seen:
         assert (batch.images.shape, batch.images.dtype) == ((4, 3, 24, 32), torch.uint8)
-        assert (batch.labels.shape, batch.labels.dtype) == ((4, 24, 32), torch.int64)
+        assert (batch.labels.shape, batch.labels.dtype) == ((4, 24, 32), torch.uint8)
         assert set(batch.labels.unique().tolist()) <= {0, 1, 2, SPACE.void}
 
 
@@ -165,13 +169,13 @@ def _second_epoch(seen: dict[tuple[int, str], Any]) -> list[tuple[tuple[int, str
 
 def test_every_shard_is_read_once_while_it_is_open(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: Counter[ShardKey] = Counter()
-    real = batches._open_shard
+    real = sample_maker._open_shard
 
-    def counted(shard: ShardRows) -> batches.OpenShard:
+    def counted(shard: ShardRows) -> OpenShard:
         reads[shard.key] += 1
         return real(shard)
 
-    monkeypatch.setattr(batches, "_open_shard", counted)
+    monkeypatch.setattr(sample_maker, "_open_shard", counted)
     with stream(index, steps=12, num_threads=4) as running:
         assert len(list(running)) == 12
     assert set(reads.values()) == {1}
@@ -213,14 +217,14 @@ def test_leaving_early_stops_every_thread(index: SampleIndex) -> None:
 
 def test_only_so_many_batches_are_made_ahead(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     made = 0
-    real = transforms.augment
+    real = sample_maker.augment
 
     def counted(*args: Any, **settings: Any) -> Any:
         nonlocal made
         made += 1
         return real(*args, **settings)
 
-    monkeypatch.setattr(batches, "augment", counted)
+    monkeypatch.setattr(sample_maker, "augment", counted)
     with stream(index, steps=50, num_threads=1, ahead=3) as running:
         for _ in range(4):
             next(running)
