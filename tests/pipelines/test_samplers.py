@@ -17,6 +17,8 @@ from pipelines.samplers import ONE, Repeated, Sampler, permutation, repeat_facto
 from pipelines.samples import Centroids, Part, PartSummary, SampleIndex, ShardRows
 from pipelines.sampling import make_order, plan_phases
 from pipelines.schema import ShardKey
+from pipelines.sources.cityscapes import CityscapesSource
+from seg_models.recipes import resolve_recipe
 from seg_models.recipes.sampling import ClassUniformSpec, PartRule, SamplingSpec
 
 NAMES = ("road", "car", "bus", "train")
@@ -230,6 +232,19 @@ def test_auto_labels_are_drawn_around_centroids_of_their_classes_until_their_pha
     assert order.sample(16).epoch == 1
     of_train = [sample for sample in of_epoch if sample.centroid and sample.centroid[0] == 53]
     assert len(of_train) == 2  # floor(0.5 * 16 / 4)
+
+
+def test_hmsas_recipe_leaves_auto_labels_out_after_epoch_150() -> None:
+    recipe = resolve_recipe("hmsa_w48_cityscapes_autolabels")
+    parts = [Part(dataset="d"), Part(dataset="d", labels="teacher", name="autolabels")]
+    space = CityscapesSource(root="nowhere").label_space()
+    first, second = plan_phases(recipe.sampling, parts, space=space, steps=recipe.steps)
+    assert recipe.steps * recipe.global_batch / 2975 == pytest.approx(175, abs=0.01)
+    assert first.end == second.first == pytest.approx(150 * 2975 / 16, abs=1)
+    ((part, classes),) = first.streams[0].around
+    assert (part, classes) == (1, (3, 4, 6, 7, 9, *range(11, 19)))
+    assert (second.streams[0].images, second.streams[0].around) == ((0,), ())
+    assert second.class_uniform is not None
 
 
 def test_class_uniform_sampling_may_end_before_the_run() -> None:
