@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines import storage
-from pipelines.centroids_worker import CentroidShard, CentroidWorker
+from pipelines.centroids_worker import CentroidShard, CentroidWorker, Found, join_centroids
 from pipelines.samplers import repeat_factors
 from pipelines.samples import Centroids, SampleIndex, ShardRows
 from pipelines.shards import ComputeSpec, ShardTask, run_shards
@@ -24,9 +24,6 @@ from seg_models.recipes.sampling import SamplingSpec
 
 VERSION = 1  # of what a file holds; a change makes other names
 COLUMNS = ("shard", "row", "class", "y", "x")
-
-Found = dict[int, NDArray[np.int32]]
-"""(row, class, y, x) of the centroids, (C, 4), by place of the shard in the index."""
 
 
 def complete_index(index: SampleIndex, spec: SamplingSpec, *, compute: ComputeSpec, run: str) -> SampleIndex:
@@ -46,7 +43,7 @@ def complete_index(index: SampleIndex, spec: SamplingSpec, *, compute: ComputeSp
                 part = _compute(index, number, tile_px=tile_px, compute=compute)
                 _write(index, number, part, tile_px=tile_px, run=run)
             found |= part
-        index = _with(index, spec, _joined(index, found), tile_px=tile_px)
+        index = _with(index, spec, join_centroids(index, found), tile_px=tile_px)
     return index
 
 
@@ -59,7 +56,7 @@ def known_index(index: SampleIndex, spec: SamplingSpec, *, run: str) -> SampleIn
             if part is None:
                 return None
             found |= part
-        index = _with(index, spec, _joined(index, found), tile_px=tile_px)
+        index = _with(index, spec, join_centroids(index, found), tile_px=tile_px)
     return index
 
 
@@ -90,15 +87,6 @@ def _compute(index: SampleIndex, number: int, *, tile_px: int | None, compute: C
         unit="labels",
     )
     return found
-
-
-def _joined(index: SampleIndex, found: Found) -> Centroids:
-    """One table, of the usable rows of the index."""
-    tables = [np.empty((0, 5), np.int32)]
-    for place, shard in enumerate(index.shards):
-        usable = found[place][np.isin(found[place][:, 0], shard.rows)]
-        tables.append(np.insert(usable, 0, place, axis=1))
-    return Centroids(*np.ascontiguousarray(np.concatenate(tables).T))
 
 
 def _shards_of(index: SampleIndex, number: int) -> list[tuple[int, ShardRows]]:

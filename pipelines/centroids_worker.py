@@ -9,7 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.codecs import decode_label
+from pipelines.samples import Centroids, SampleIndex
 from pipelines.tables import read_shard_file
+
+Found = dict[int, NDArray[np.int32]]
+"""(row, class, y, x) of the centroids, (C, 4), by place of the shard in the index."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +81,12 @@ def _centroids(tile: NDArray[Any], *, num_classes: int) -> NDArray[np.int64]:
         for axis in axes
     ]
     return np.stack([classes, sums[0] // counts[classes], sums[1] // counts[classes]], axis=1)
+
+
+def join_centroids(index: SampleIndex, found: Found) -> Centroids:
+    """One table, of the usable rows of the index."""
+    tables = [np.empty((0, 5), np.int32)]
+    for place, shard in enumerate(index.shards):
+        usable = found[place][np.isin(found[place][:, 0], shard.rows)]
+        tables.append(np.insert(usable, 0, place, axis=1))
+    return Centroids(*np.ascontiguousarray(np.concatenate(tables).T))

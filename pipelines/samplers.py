@@ -79,7 +79,7 @@ class Repeated:
 
     A row with factor 2.3 comes twice, and a third time in about three of ten epochs: the fractions of all rows are
     added up in an order of the epoch's own, and a row comes once more where the sum passes a whole number. So every
-    epoch has the same length.
+    epoch has the same length; what is left of the sum at its end, less than one sample, is dropped.
 
     Args:
         factors: Of the rows of each shard, at least ONE, in units of 1 / ONE.

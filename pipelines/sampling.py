@@ -136,6 +136,15 @@ def _check_weights(spec: SamplingSpec, parts: Sequence[Part]) -> None:
         raise ValueError(f"data.0.weight = {parts[0].weight} takes no effect: there is no other part")
 
 
+def epoch_samples(spec: SamplingSpec, index: SampleIndex, *, steps: int) -> int:
+    """Samples of an epoch of the run's first phase; of weighted parts, an epoch of each."""
+    plan = plan_phases(spec, [summary.part for summary in index.parts], space=index.label_space, steps=steps)[0]
+    images = {part for stream in plan.streams for part in stream.images}
+    if plan.repeats:
+        return sum(_sampler(plan, stream, index, key=()).length for stream in plan.streams)
+    return sum(len(shard.rows) for shard in index.shards if shard.part in images)
+
+
 # -- order ---------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from pipelines import storage
 from pipelines.labels import LabelSpace
 from pipelines.order import SampleOrder
 from pipelines.samples import SampleIndex
-from pipelines.sampling import make_order
+from pipelines.sampling import epoch_samples, make_order
 from seg_models.checkpoints import MODEL_FILE
 from seg_models.recipes.recipe import Recipe
 
@@ -59,10 +60,11 @@ class TrainPlan:
         """The classes of the data."""
         return self.index.label_space
 
-    @property
+    @cached_property
     def epoch_steps(self) -> float:
-        """Steps in which the samples of the index are gone through once; need not be whole."""
-        return self.index.num_samples / self.recipe.global_batch
+        """Steps of an epoch; need not be whole."""
+        recipe = self.recipe
+        return epoch_samples(recipe.sampling, self.index, steps=recipe.steps) / recipe.global_batch
 
 
 @dataclass(frozen=True)

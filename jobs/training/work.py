@@ -16,6 +16,7 @@ from jobs.training.sampling_table import check_sampling, planned_table, sampling
 from pipelines import storage
 from pipelines.centroids import complete_index, known_index
 from pipelines.samples import Part, SampleIndex, build_index
+from pipelines.sampling import epoch_samples
 from seg_models.backbones.timm_backbone import find_weights
 from seg_models.models import describe_model
 
@@ -157,6 +158,7 @@ def plan_table(work: TrainWork) -> dict[str, Any]:
     info = describe_model(recipe.model, num_classes=work.index.label_space.num_classes, size=recipe.augment.crop)
     images = recipe.steps * recipe.global_batch
     known = known_index(work.index, recipe.sampling, run=work.run)
+    length = None if known is None else epoch_samples(recipe.sampling, known, steps=recipe.steps)
     return {
         "run": work.run,
         "samples": work.index.num_samples,
@@ -164,7 +166,7 @@ def plan_table(work: TrainWork) -> dict[str, Any]:
         "sampling": planned_table(recipe, work.index) if known is None else sampling_table(recipe, known),
         "classes": work.index.label_space.num_classes,
         "steps": recipe.steps,
-        "epochs": round(images / work.index.num_samples, 3),
+        "epochs": None if length is None else round(images / length, 3),
         "parameters": info.params,
         "gmac_per_image": round(info.gmac, 3),
         "checkpoint_mb": round(checkpoint_bytes(work, info.params) / 1e6, 1),
