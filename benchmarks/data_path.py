@@ -202,9 +202,7 @@ def write_dataset(pairs: Sequence[Pair], folder: Path) -> str:
             "height": [label.shape[0] for _, label in rows],
             "width": [label.shape[1] for _, label in rows],
         }
-        images.commit(
-            [tables.write_shard(images.uri, key, schema.shard_rows(columns, columns_of=schema.IMAGES))]
-        )
+        images.commit([tables.write_shard(images.uri, key, schema.shard_rows(columns, columns_of=schema.IMAGES))])
         coded = {"id": columns["id"], "label": [encode_label(label) for _, label in rows]}
         labels.commit([tables.write_shard(labels.uri, key, schema.shard_rows(coded, columns_of=schema.LABELS))])
     return str(folder)

@@ -33,7 +33,7 @@ from jobs.training.resume import (
 )
 from jobs.training.step import Stepper
 from pipelines.batch_plan import BatchPlan, BatchStream
-from pipelines.batches import open_batches
+from pipelines.batches import data_workers_each, open_batches
 from seg_models.outputs import SegModel
 
 
@@ -167,7 +167,8 @@ class _Trainer:
             rank=self.worker.rank,
             world=self.worker.world,
         )
-        return open_batches(plan, data_workers=self.plan.data_workers, threads=self.plan.data_threads)
+        each = data_workers_each(self.plan.data_workers, lanes=self.recipe.lanes, world=self.worker.world)
+        return open_batches(plan, data_workers=each, threads=self.plan.data_threads)
 
     def _points(self) -> PointLog:
         sender = None
