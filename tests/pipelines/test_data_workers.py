@@ -20,14 +20,15 @@ from hypothesis import strategies as st
 
 from benchmarks.processes import family
 from pipelines import batches, sample_maker
-from pipelines.batch_plan import Batch, BatchPlan
+from pipelines.batch_plan import Batch, BatchPlan, BatchStream
 from pipelines.batches import ChunkMaker, Dealing, RayBatches, chunk_size, data_workers_each
+from pipelines.labels import LabelSpace
 from pipelines.local_batches import LocalBatches
 from pipelines.order import Sample, SampleOrder
 from pipelines.samples import Part, SampleIndex, ShardRows, build_index
 from pipelines.schema import ShardKey
 from seg_models.recipes.recipe import AugmentSpec
-from tests.tiny_data import SPACE, write_dataset
+from tests.tiny_data import write_dataset
 
 CROP = AugmentSpec(crop=(24, 32), scale=(0.8, 1.3), brightness=0.2)
 
@@ -100,7 +101,7 @@ def test_any_number_of_data_workers_makes_the_batches_that_threads_make(
 
 
 def test_labels_of_many_classes_travel_as_two_bytes(tmp_path: Path, inline: None) -> None:
-    space = SPACE.model_copy(update={"names": tuple(f"class {number}" for number in range(300))})
+    space = LabelSpace(names=tuple(f"class {number}" for number in range(300)))
     write_dataset(tmp_path, space=space)
     plan = plan_of(build_index([Part(dataset=str(tmp_path))]), steps=2)
     with RayBatches(plan, data_workers=2) as running:
@@ -123,20 +124,28 @@ def test_a_shard_is_read_by_one_data_worker(tmp_path: Path, inline: None, monkey
     with RayBatches(plan, data_workers=4, chunk=6) as running:
         assert len(list(running)) == 13
     assert len(reads) >= 75
-    assert sum(reads.values()) <= len(reads) + 12, "again only where two of twelve lanes share a shard"
+    window = 64 // 12  # shards that a lane mixes; where two lanes share a window, both read it
+    assert sum(reads.values()) <= len(reads) + 12 * window
 
 
 def test_an_unusable_sample_is_told_at_its_batch_by_the_line_that_threads_tell(tmp_path: Path, inline: None) -> None:
     write_dataset(tmp_path, shard_sizes=(8, 8), damaged=(2,))
     plan = plan_of(build_index([Part(dataset=str(tmp_path))]), global_batch=4, steps=4)
-    told = []
-    for stream in (LocalBatches(plan), RayBatches(plan, data_workers=2, chunk=3)):
-        steps = []
-        with stream as running, pytest.raises(ValueError, match="train/00000 row 2 id 'scene-0002'") as error:
+    told = [until_error(stream) for stream in (LocalBatches(plan), RayBatches(plan, data_workers=2, chunk=3))]
+    assert "train/00000 row 2 id 'scene-0002'" in told[0][1]
+    assert told[0] == told[1]
+
+
+def until_error(stream: BatchStream) -> tuple[list[int], str]:
+    """The steps before an error, and what it says."""
+    steps = []
+    with stream as running:
+        try:
             for batch in running:
                 steps.append(batch.step)
-        told.append((steps, str(error.value)))
-    assert told[0] == told[1]
+        except ValueError as error:
+            return steps, str(error)
+    raise AssertionError("there was no error")
 
 
 def test_samples_that_end_every_process_are_named(
