@@ -68,7 +68,7 @@ class ConfusionMatrix:
         """
         if tuple(predicted.shape) != tuple(target.shape):
             raise ValueError(f"prediction {tuple(predicted.shape)} and target {tuple(target.shape)} differ in shape")
-        guess, truth = self._flat(predicted), self._flat(target)
+        guess, truth = (integers(part, self._counts.device).reshape(-1) for part in (predicted, target))
         counts = torch.zeros(self._tables * self._bins, dtype=torch.int64, device=self._counts.device)
         for start in range(0, guess.numel(), self._strip):
             strip = slice(start, start + self._strip)
@@ -89,19 +89,19 @@ class ConfusionMatrix:
 
     def iou(self) -> NDArray[np.float64]:
         """(K,) intersection over union; nan for a class that is neither in the truth nor predicted."""
-        return _ratio(self._hits(), self.matrix.sum(0) + self.matrix.sum(1) - self._hits())
+        return ratio(self._hits(), self.matrix.sum(0) + self.matrix.sum(1) - self._hits())
 
     def miou(self) -> float:
         """Mean IoU over the classes that are in the truth or predicted; nan if nothing was counted."""
-        return _mean(self.iou())
+        return mean_of_known(self.iou())
 
     def accuracy(self) -> NDArray[np.float64]:
         """(K,) share of a class's pixels that are found (recall); nan for a class that is not in the truth."""
-        return _ratio(self._hits(), self.matrix.sum(1))
+        return ratio(self._hits(), self.matrix.sum(1))
 
     def precision(self) -> NDArray[np.float64]:
         """(K,) share of the pixels given to a class that are right; nan for a class never predicted."""
-        return _ratio(self._hits(), self.matrix.sum(0))
+        return ratio(self._hits(), self.matrix.sum(0))
 
     def pixel_accuracy(self) -> float:
         """Share of right pixels; nan if nothing was counted."""
@@ -110,7 +110,7 @@ class ConfusionMatrix:
 
     def mean_accuracy(self) -> float:
         """Mean share of found pixels over the classes that are in the truth; nan if nothing was counted."""
-        return _mean(self.accuracy())
+        return mean_of_known(self.accuracy())
 
     def fwiou(self) -> float:
         """Frequency-weighted IoU: of every class, weighted by its share of the truth; nan if nothing was counted.
@@ -151,12 +151,6 @@ class ConfusionMatrix:
     def _hits(self) -> NDArray[np.int64]:
         return np.diagonal(self.matrix).copy()
 
-    def _flat(self, values: Tensor | NDArray[Any]) -> Tensor:
-        flat = torch.from_numpy(np.require(values, requirements="CW")) if isinstance(values, np.ndarray) else values
-        if flat.is_floating_point():
-            raise ValueError(f"label maps hold integers, found {flat.dtype}")
-        return flat.to(self._counts.device).reshape(-1)
-
     def _pairs(self, guess: Tensor, truth: Tensor) -> Tensor:
         """The number of each pixel of a strip."""
         guess, truth = (part.to(_TYPES.get(part.dtype, part.dtype)) for part in (guess, truth))
@@ -183,17 +177,56 @@ class ConfusionMatrix:
             raise ValueError(f"{what} holds {value}, which is none of the {self.num_classes} classes")
 
 
+def integers(values: Tensor | NDArray[Any], device: torch.device) -> Tensor:
+    """A label map as a tensor on a device, without a copy where none is needed.
+
+    Raises:
+        ValueError: it holds fractions.
+    """
+    held = torch.from_numpy(np.require(values, requirements="CW")) if isinstance(values, np.ndarray) else values
+    if held.is_floating_point():
+        raise ValueError(f"label maps hold integers, found {held.dtype}")
+    return held.to(device)
+
+
+def known_labels(
+    predicted: Tensor | NDArray[Any],
+    target: Tensor | NDArray[Any],
+    *,
+    num_classes: int,
+    void: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Both maps in int32 on a device, pixels of void truth -1 in both.
+
+    Raises:
+        ValueError: shapes differ, maps are not of integers, or a value is neither a class nor (in the target) void.
+    """
+    if tuple(predicted.shape) != tuple(target.shape):
+        raise ValueError(f"prediction {tuple(predicted.shape)} and target {tuple(target.shape)} differ in shape")
+    guess, truth = (integers(part, device).to(torch.int32) for part in (predicted, target))
+    is_void = truth == void
+    for what, values in (("prediction", guess), ("target", truth.masked_fill(is_void, 0))):
+        low, high = (int(bound) for bound in torch.aminmax(values)) if values.numel() else (0, 0)
+        if low < 0 or high >= num_classes:
+            value = low if low < 0 else high
+            raise ValueError(f"{what} holds {value}, which is none of the {num_classes} classes")
+    return guess.masked_fill(is_void, -1), truth.masked_fill(is_void, -1)
+
+
 def _smallest_type(num_bins: int, largest: int) -> torch.dtype:
     """The smallest signed type that holds the number of a bin and the largest label."""
     fitting = (kind for kind in (torch.int16, torch.int32) if max(num_bins, largest) <= torch.iinfo(kind).max)
     return next(fitting, torch.int64)
 
 
-def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+def ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Shares, nan where the whole is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(whole > 0, part / whole, np.nan)
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def mean_of_known(values: NDArray[np.float64]) -> float:
+    """Mean of the values that are not nan; nan if all are."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if known.size else float("nan")
