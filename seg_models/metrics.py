@@ -183,7 +183,7 @@ def integers(values: Tensor | NDArray[Any], device: torch.device) -> Tensor:
     Raises:
         ValueError: it holds fractions.
     """
-    held = torch.from_numpy(np.require(values, requirements="CW")) if isinstance(values, np.ndarray) else values
+    held = torch.from_numpy(np.require(values, requirements=("C", "W"))) if isinstance(values, np.ndarray) else values
     if held.is_floating_point():
         raise ValueError(f"label maps hold integers, found {held.dtype}")
     return held.to(device)

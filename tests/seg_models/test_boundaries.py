@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -46,7 +48,7 @@ def slow_image(predicted: Map, target: Map, k: int, width: int) -> tuple[int, in
     return slow_matches(seen, true, width), int(seen.sum()), slow_matches(true, seen, width), int(true.sum())
 
 
-def slow_f(counts: tuple[int, int, int, int]) -> float | None:
+def slow_f(counts: Sequence[int]) -> float | None:
     """F of summed counts; None without any boundary."""
     seen_matched, seen, true_matched, true = counts
     if seen == 0 and true == 0:
