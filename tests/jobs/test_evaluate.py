@@ -20,6 +20,7 @@ from pipelines.codecs import encode_label
 from pipelines.evaluation import EvaluationResult, evaluate_checkpoint, plan_evaluation
 from pipelines.evaluation_worker import EvaluationWorker
 from pipelines.labels import LabelSpace
+from pipelines.measures import MetricsSpec
 from pipelines.schema import ShardKey
 from pipelines.shards import ComputeSpec
 from pipelines.tables import Dataset, write_shard
@@ -148,12 +149,13 @@ def test_the_number_of_actors_does_not_change_the_counts(
         images_uri=work.images.uri,
         labels_uri=work.truth.uri,
         predictor=PredictorSpec(),
+        metrics=MetricsSpec(),
         device="cpu",
         threads=1,
         num_fixed=1,
         num_worst=1,
     )
-    matrices = [worker(shard).matrix(3) for shard in reversed(work.shards)]
+    matrices = [worker(shard).measured.matrix(3) for shard in reversed(work.shards)]
     assert np.array_equal(sum(matrices), result.confusion)
 
 
