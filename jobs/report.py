@@ -42,7 +42,10 @@ TITLES = {
 }
 FIGURES = {
     "miou": "mIoU",
+    "fwiou": "frequency-weighted IoU",
     "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean accuracy",
+    "ece": "calibration error",
     "miou_gain": "gain in mIoU",
     "loss": "last loss",
     "images_in": "images in",
@@ -57,6 +60,8 @@ FIGURES = {
     "workers": "workers",
     "actors": "actors",
 }
+SCORES = ("miou", "fwiou", "pixel_accuracy", "mean_accuracy", "ece", "miou_gain")
+"""Of the figures those that stand in colour; the first ones."""
 USED = {
     "pssl": "labelled",
     "autolabel": "labelled",
@@ -164,7 +169,7 @@ def run_sections(folder: str, result: Mapping[str, Any]) -> list[str]:
 def figures_section(result: Mapping[str, Any]) -> str:
     """What went in, what came out, how fast."""
     figures = {shown: result[key] for key, shown in FIGURES.items() if isinstance(result.get(key), (int, float))}
-    scores = sum(key in result for key in ("miou", "pixel_accuracy", "miou_gain"))
+    scores = sum(key in result for key in SCORES)
     phases = {name: float(value) for name, value in (result.get("phases") or {}).items()}
     return html.section(
         "Figures",

@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs import report_page as html
 from jobs.report_charts import Points, bars, confusion, curves, gains
+from jobs.report_metrics import boundary_section, calibration_section
 from jobs.report_pictures import class_key, evaluated, label_examples
 from jobs.training.points import read_points
 from pipelines.labels import LabelSpace
@@ -88,7 +89,7 @@ def labels_section(result: Mapping[str, Any]) -> str:
 
 
 def evaluation_sections(folder: str, result: Mapping[str, Any]) -> list[str]:
-    """Per-class figures, confusion matrix, fixed and worst pictures."""
+    """Per-class figures, boundaries, calibration, confusion matrix, fixed and worst pictures."""
     if "label_space" not in result:
         return []
     space = LabelSpace.model_validate(result["label_space"])
@@ -98,6 +99,8 @@ def evaluation_sections(folder: str, result: Mapping[str, Any]) -> list[str]:
     key = class_key(space)
     return [
         classes_section(result),
+        boundary_section(result),
+        calibration_section(result),
         confusion_section(result, space),
         html.section("Pictures", key, evaluated(folder, fixed)) if fixed else "",
         html.section("Worst images", key, evaluated(folder, worst)) if worst else "",
