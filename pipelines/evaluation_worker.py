@@ -8,6 +8,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
 from pipelines.codecs import decode_label, encode_label
 from pipelines.images import ImageError, decode_image
 from pipelines.measures import MeasureCounts, Measures, MetricsSpec
@@ -15,6 +19,7 @@ from pipelines.published import Checkpoint, Device, make_predictor
 from pipelines.samples import check_same_ids
 from pipelines.schema import ShardKey
 from pipelines.tables import read_shard_file
+from seg_models.metrics import integers
 from seg_models.predictor import PredictorSpec
 
 
@@ -144,10 +149,18 @@ class EvaluationWorker:
             raise SkipRow(str(error)) from error
         if image.shape[:2] != truth.shape:
             raise SkipRow("image and label differ in size")
-        prediction, measures = self._predictor.predict(image), self._nothing_measured()
-        label = prediction.label.astype(self._space.dtype)
-        measures.update(label, truth, confidence=prediction.confidence)
-        return encode_label(label), measures
+        label, confidence = self._predict(image)
+        measures = self._nothing_measured()
+        measures.update(label, truth, confidence=confidence)
+        return encode_label(label.cpu().numpy().astype(self._space.dtype)), measures
+
+    def _predict(self, image: NDArray[np.uint8]) -> tuple[Tensor, Tensor | None]:
+        """Label of every pixel and, where calibration is measured, its confidence; both (H, W) on the device."""
+        pixels = integers(image, self._predictor.device).permute(2, 0, 1)[None]
+        if self._metrics.calibration_bins is None:
+            return self._predictor.label_tensors(pixels)[0], None
+        found = self._predictor.predict_tensors(pixels)
+        return found.label[0], found.confidence[0]
 
     def _best(self, candidates: list[Candidate]) -> list[Candidate]:
         chosen = [*self._fixed(candidates), *self._worst(candidates)]

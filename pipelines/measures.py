@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
+from torch import Tensor
 
 from pipelines.labels import LabelSpace
 from seg_models.boundaries import BoundaryCounts, BoundaryScore, check_widths
@@ -70,7 +71,7 @@ class Measures:
         )
 
     def update(
-        self, label: NDArray[Any], truth: NDArray[Any], *, confidence: NDArray[np.float32] | None = None
+        self, label: Tensor | NDArray[Any], truth: Tensor | NDArray[Any], *, confidence: Tensor | None = None
     ) -> None:
         """Count one image: predicted label, its confidence where calibration is measured, and true label, all (H, W).
 

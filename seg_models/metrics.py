@@ -178,7 +178,7 @@ class ConfusionMatrix:
 
 
 def integers(values: Tensor | NDArray[Any], device: torch.device) -> Tensor:
-    """A label map as a tensor on a device, without a copy where none is needed.
+    """A label map (or image) as a tensor on a device, without a copy where none is needed.
 
     Raises:
         ValueError: it holds fractions.
