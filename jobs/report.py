@@ -12,12 +12,13 @@ from typing import Any
 from jobs import report_page as html
 from jobs.dry_run import show_plan
 from jobs.report_charts import bars, parts
+from jobs.report_gains import gains_section
+from jobs.report_metrics import TITLES as FIGURE_TITLES
 from jobs.report_sections import (
     check_section,
     classifiers_section,
     evaluation_sections,
     export_section,
-    gains_section,
     import_section,
     labels_section,
     sources_section,
@@ -41,11 +42,7 @@ TITLES = {
     "unpack": "Unpacking",
 }
 FIGURES = {
-    "miou": "mIoU",
-    "fwiou": "frequency-weighted IoU",
-    "pixel_accuracy": "pixel accuracy",
-    "mean_accuracy": "mean accuracy",
-    "ece": "calibration error",
+    **FIGURE_TITLES,
     "miou_gain": "gain in mIoU",
     "loss": "last loss",
     "images_in": "images in",
@@ -60,7 +57,7 @@ FIGURES = {
     "workers": "workers",
     "actors": "actors",
 }
-SCORES = ("miou", "fwiou", "pixel_accuracy", "mean_accuracy", "ece", "miou_gain")
+SCORES = (*FIGURE_TITLES, "miou_gain")
 """Of the figures those that stand in colour; the first ones."""
 USED = {
     "pssl": "labelled",

@@ -14,6 +14,22 @@ HEIGHT, TOP, BOTTOM = 300, 10, 230
 SHARE_TOP, SHARE_HEIGHT = 240, 24
 
 
+TITLES = {
+    "miou": "mIoU",
+    "fwiou": "frequency-weighted IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean accuracy",
+    "ece": "calibration error",
+}
+
+
+def figure_title(name: str) -> str:
+    """How a figure is called on a page."""
+    if name.startswith("boundary_f_"):
+        return f"boundary F within {name.removeprefix('boundary_f_').removesuffix('px')} px"
+    return TITLES.get(name, name)
+
+
 def boundary_section(result: Mapping[str, Any]) -> str:
     """Boundary F of every width, as a chart and with precision and recall as a table."""
     rows = result.get("boundary") or []
