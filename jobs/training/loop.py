@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jobs.training.feed import feed
 from jobs.training.model import fresh_model, place_model, resumed_model
 from jobs.training.plan import TrainPlan, Worker, sample_order
 from jobs.training.points import PointLog
@@ -168,7 +169,7 @@ class _Trainer:
             world=self.worker.world,
         )
         each = data_workers_each(self.plan.data_workers, lanes=self.recipe.lanes, world=self.worker.world)
-        return open_batches(plan, data_workers=each, threads=self.plan.data_threads)
+        return feed(open_batches(plan, data_workers=each, threads=self.plan.data_threads), self.worker.device)
 
     def _points(self) -> PointLog:
         sender = None
