@@ -15,6 +15,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,6 +23,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -44,7 +46,7 @@ LR, DECAY = 0.01, 5e-4
 def entries(effort: Effort) -> Entries:
     """Runs of ours and of the plain script in turns, in the same two processes."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(measure, args=(folder, effort.few.pairs, effort.tiny), nprocs=RANKS)
+        start_processes(measure, args=(folder, effort.few.pairs, effort.tiny), nprocs=RANKS, start_method="spawn")
         told = [json.loads(Path(folder, f"rank-{rank}.json").read_text()) for rank in range(RANKS)]
     pairs = [(sum(ours for ours, _ in ranks), sum(plain for _, plain in ranks)) for ranks in zip(*told, strict=True)]
     return {"train_step_ddp": median_pair(pairs, unit="CPU-s", note=f"{RANKS} ranks x {SIZE} images")}
@@ -59,7 +61,7 @@ def measure(rank: int, folder: str, pairs: int, tiny: bool) -> None:
     found = []
     for number in range(pairs + 1):
         run = f"{folder}/run-{number}"
-        sides = [lambda run=run: ours(recipe, given, run=run, rank=rank), lambda: plain(recipe, given)]
+        sides = (partial(ours, recipe, given, run=run, rank=rank), partial(plain, recipe, given))
         order = (0, 1) if number % 2 else (1, 0)
         spent = {}
         for side in order:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -264,7 +264,7 @@ class RayBatches:
             images, labels = images.reshape(made, 3, *crop), labels.view(self._dtype).reshape(made, *crop)
         self._open[worker] = _Chunk(ids, row["error"][0].as_py(), images, labels)
 
-    def _stream(self) -> Iterator[pa.Table]:
+    def _stream(self) -> Generator[pa.Table]:
         """The chunks in order, one row each, as they come from Ray Data."""
         run = f"batches-{uuid.uuid4().hex}"
         try:

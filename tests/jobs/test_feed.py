@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from jobs.training.feed import Prefetched, feed
 from pipelines.batch_plan import Batch
+from pipelines.samples import Part, build_index
+from tests.jobs.tiny_training import plan_of, tiny_recipe, train_alone
+from tests.tiny_data import write_dataset
 
 
 class Numbered:
@@ -66,3 +70,13 @@ def test_an_error_is_raised_at_its_batch_and_not_before() -> None:
 def test_on_a_cpu_batches_are_handed_on_as_they_are() -> None:
     stream = Numbered(1)
     assert feed(stream, torch.device("cpu")) is stream
+
+
+def test_a_run_with_data_workers_ends_with_the_weights_of_one_with_threads(tmp_path: Path, ray_local: None) -> None:
+    write_dataset(tmp_path / "set")
+    index = build_index([Part(dataset=str(tmp_path / "set"))])
+    ended = [
+        train_alone(plan_of(index, tmp_path / f"run-{number}", tiny_recipe(), data_workers=number))[0].state_dict()
+        for number in (0, 1)
+    ]
+    assert all(torch.equal(ended[0][name], ended[1][name]) for name in ended[0])

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def data_worker_pids() -> set[int]:
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     """The data workers run in this process, in turns, as Ray Data hands their chunks over."""
 
-    def stream(self: RayBatches) -> Iterator[pa.Table]:
+    def stream(self: RayBatches) -> Generator[pa.Table]:
         dealing = self._dealing
         makers = [ChunkMaker(dealing, worker, "run") for worker in range(dealing.workers)]
         tasks = {name: np.array([task[name] for task in dealing.tasks()]) for name in ("first", "stop")}
