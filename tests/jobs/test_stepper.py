@@ -157,6 +157,7 @@ def test_the_memory_format_changes_no_more_than_rounding(plan: TrainPlan) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler itself
 def test_a_compiled_network_trains_the_same(plan: TrainPlan) -> None:
     compiled, eager = (stepper_of(plan, recipe=recipe_with(), compile=on) for on in (True, False))
