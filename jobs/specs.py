@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines.class_lists import AnyClasses
 from pipelines.keep import KeepSpec
+from pipelines.measures import MetricsSpec
 from pipelines.pssl_spec import AnyPssl, EnsembleSpec, PsslSpec
 from pipelines.shards import ComputeSpec
 from pipelines.sources import AnySource
@@ -108,12 +109,21 @@ class PsslJob(Job):
         return self
 
 
-class TrainData(Spec):
-    """One part of the training data: a label set of a dataset."""
+class LabelledSplit(Spec):
+    """A label set of one split of a dataset."""
 
     dataset: str
     labels: str = "human"
     split: str = "train"
+
+
+class TrainData(LabelledSplit):
+    """One part of the training data."""
+
+    name: str | None = None
+    """What the recipe's sampling rules and the tables call it."""
+    weight: float | None = Field(None, gt=0)
+    """Share of every step, in proportion to the weights of the other parts; default: as much as it has samples."""
 
 
 class TrainJob(Job):
@@ -124,7 +134,7 @@ class TrainJob(Job):
     """A recipe's name, or a table with `base` (a recipe's name) and the keys that differ."""
     data: tuple[TrainData, ...] = Field(min_length=1)
     """Label sets to train on together; they must agree on the class list."""
-    validate_on: TrainData | None = None
+    validate_on: LabelledSplit | None = None
     """Evaluated once after training."""
     output: str = "out/runs"
     """The run's folder is `output`/`name`."""
@@ -192,6 +202,8 @@ class EvaluateJob(Job):
     labels: str = "human"
     split: str = "test"
     predictor: PredictorSpec = PredictorSpec()
+    metrics: MetricsSpec = MetricsSpec()
+    """What is measured beside mIoU, frequency-weighted IoU and accuracies."""
     output: str = "out/evaluate"
     num_pictures: int = Field(8, ge=0)
     """Fixed pictures, the same every time for a split."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jobs.training.model import fresh_model, place_model, resumed_model
-from jobs.training.plan import TrainPlan, Worker
+from jobs.training.plan import TrainPlan, Worker, sample_order
 from jobs.training.points import PointLog
 from jobs.training.progress import StepTimer
 from jobs.training.reductions import broadcast_object, gather_objects, mean_over_workers
@@ -31,8 +32,8 @@ from jobs.training.resume import (
     save_checkpoint,
 )
 from jobs.training.step import Stepper
-from pipelines.batches import BatchStream
-from pipelines.samples import SampleOrder
+from pipelines.batch_plan import BatchPlan, BatchStream
+from pipelines.batches import open_batches
 from seg_models.outputs import SegModel
 
 
@@ -156,8 +157,8 @@ class _Trainer:
             _seed(self.recipe.seed, self.worker.rank, self.step)
 
     def _stream(self) -> BatchStream:
-        return BatchStream(
-            SampleOrder(self.plan.index, lanes=self.recipe.lanes, seed=self.recipe.seed),
+        plan = BatchPlan(
+            make_order=partial(sample_order, self.recipe, self.plan.index),
             augment=self.recipe.augment,
             global_batch=self.recipe.global_batch,
             steps=self.recipe.steps,
@@ -165,8 +166,8 @@ class _Trainer:
             accumulate=self.plan.accumulate,
             rank=self.worker.rank,
             world=self.worker.world,
-            num_threads=self.plan.data_threads,
         )
+        return open_batches(plan, data_workers=self.plan.data_workers, threads=self.plan.data_threads)
 
     def _points(self) -> PointLog:
         sender = None

@@ -20,7 +20,7 @@ from jobs.training.precision import autocast_dtype, gradient_scaler
 from jobs.training.profiler import StepProfiler
 from jobs.training.schedules import lr_factor, set_lr
 from jobs.training.sharding import broadcast_buffers, load_optimizer_state, set_reduction, whole, whole_optimizer_state
-from pipelines.batches import Batch
+from pipelines.batch_plan import Batch
 from seg_models.outputs import SegModel
 
 
@@ -152,7 +152,7 @@ class Stepper:
 
     def _backward(self, batch: Batch, *, share: float) -> Tensor:
         with self.phases.device("transfer"):
-            images, labels = (_move(tensor, self._device) for tensor in (batch.images, batch.labels))
+            images, labels = _move(batch.images, self._device), _move(batch.labels, self._device).long()
             if self._plan.channels_last and self._is_sharded:
                 images = images.contiguous(memory_format=torch.channels_last)
         with self.phases.device("forward"):
