@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def plan(index: SampleIndex, tmp_path: Path) -> TrainPlan:
 
 def stepper_of(plan: TrainPlan, **changes: Any) -> Stepper:
     worker = Worker(rank=0, world=1, device=CPU)
-    plan = TrainPlan(**({**vars(plan)} | changes))
+    plan = dataclasses.replace(plan, **changes)
     return Stepper(plan, worker, place_model(fresh_model(plan, worker)[0], plan, worker))
 
 
