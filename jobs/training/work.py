@@ -191,10 +191,10 @@ def parts_table(work: TrainWork) -> list[dict[str, Any]]:
 
 
 def checkpoint_bytes(work: TrainWork, params: int) -> int:
-    """Size of a checkpoint: weights, and one (SGD) or two (AdamW) float32 values per weight of the optimizer."""
+    """Size of a checkpoint: weights, averaged ones, and one (SGD) or two (AdamW) float32 values a weight."""
     optimizer = work.job.recipe.optimizer
     copies = 3 if optimizer.kind == "adamw" else 1 + (optimizer.momentum > 0)
-    return 4 * params * copies
+    return 4 * params * (copies + (work.job.recipe.ema is not None))
 
 
 def resources_text(work: TrainWork) -> str:

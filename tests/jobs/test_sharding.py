@@ -49,6 +49,7 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         torch.testing.assert_close({name: found[name]}, {name: value}, atol=2e-5, rtol=2e-3)
 
 
+@pytest.mark.timeout(300)
 def test_sharded_training_ends_with_the_weights_of_replicated_training(index: SampleIndex, tmp_path: Path) -> None:
     recipes = {
         "pspnet": recipe_of(TINY_PSPNET, ema=EmaSpec(decay=0.5)),
