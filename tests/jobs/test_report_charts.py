@@ -7,6 +7,7 @@ import re
 import pytest
 
 from jobs.report_charts import bars, confusion, curves, parts, round_step
+from jobs.report_metrics import reliability
 
 
 def test_curves_leave_out_what_cannot_be_drawn() -> None:
@@ -65,3 +66,21 @@ def test_a_large_confusion_matrix_has_no_figures_in_its_cells() -> None:
     size = 20
     matrix = [[100 if row == column else 0 for column in range(size)] for row in range(size)]
     assert 'class="in' not in confusion(matrix, [str(index) for index in range(size)])
+
+
+def test_a_reliability_diagram_shows_accuracy_and_the_gap_to_the_confidence() -> None:
+    sure = {"low": 0.5, "high": 1.0, "pixels": 3, "confidence": 0.9, "accuracy": 0.6}
+    modest = {"low": 0.0, "high": 0.5, "pixels": 1, "confidence": 0.3, "accuracy": 0.4}
+    text = reliability([modest, sure])
+    found = re.findall(r'<rect class="(\w+)" x="[^"]+" y="[^"]+" width="[^"]+" height="([^"]+)"', text)
+    heights = [(kind, float(height)) for kind, height in found if kind != "hit"]
+    full = 220.0
+    assert heights == [
+        ("right", pytest.approx(0.3 * full)),
+        ("careful", pytest.approx(0.1 * full)),
+        ("share", pytest.approx(0.25 * 24)),
+        ("right", pytest.approx(0.6 * full)),
+        ("wrong", pytest.approx(0.3 * full)),
+        ("share", pytest.approx(0.75 * 24)),
+    ]
+    assert reliability([{**sure, "pixels": 0}]) == ""
