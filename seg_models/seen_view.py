@@ -85,7 +85,7 @@ class SeenView:
         num_passes = -(-len(looks) // self._num_looks)
         found: Tensor | None = None
         for chunk in strips(len(looks), rows=-(-len(looks) // num_passes)):
-            scores = self._network(cut(self._images, looks[chunk]))
+            scores: Tensor = self._network(cut(self._images, looks[chunk]))
             if found is None:
                 found = scores.new_empty((len(looks), *scores.shape[1:]), dtype=torch.float32)
             found[chunk] = scores[:, self._order] if self._view.mirrored else scores
