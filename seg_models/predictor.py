@@ -222,7 +222,7 @@ class Predictor:
 
     def _tiles(self, images: Tensor) -> Iterator[tuple[tuple[int, slice, slice], Tensor, bool]]:
         """Place (image, rows, columns), mean scores (K, r, c) of each tile, and whether they are logits."""
-        images = images if images.dtype == torch.uint8 else images.float()
+        images = images.to(self.device) if images.dtype == torch.uint8 else images.to(self.device).float()
         height, width = images.shape[-2:]
         views = self._views(height, width)
         seen = self._seen(images, views)
