@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from pipelines.class_lists import AnyClasses
 from pipelines.keep import KeepSpec
+from pipelines.measures import MetricsSpec
 from pipelines.pssl_spec import AnyPssl, EnsembleSpec, PsslSpec
 from pipelines.shards import ComputeSpec
 from pipelines.sources import AnySource
@@ -201,6 +202,8 @@ class EvaluateJob(Job):
     labels: str = "human"
     split: str = "test"
     predictor: PredictorSpec = PredictorSpec()
+    metrics: MetricsSpec = MetricsSpec()
+    """What is measured beside mIoU, frequency-weighted IoU and accuracies."""
     output: str = "out/evaluate"
     num_pictures: int = Field(8, ge=0)
     """Fixed pictures, the same every time for a split."""

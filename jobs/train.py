@@ -34,7 +34,7 @@ from pipelines.evaluation import plan_evaluation, run_evaluation
 from seg_models.predictor import PredictorSpec
 
 EVALUATION_KEYS = (
-    *("miou", "pixel_accuracy", "classes", "confusion", "pictures", "worst"),
+    *("miou", "fwiou", "pixel_accuracy", "mean_accuracy", "classes", "confusion", "pictures", "worst"),
     *("evaluated", "skipped", "reasons", "label_space"),
 )
 NUM_PICTURES = 8

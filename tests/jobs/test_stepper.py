@@ -17,7 +17,7 @@ from jobs.training.points import read_points
 from jobs.training.resume import checkpoint_uri, load_checkpoint
 from jobs.training.step import Stepper
 from pipelines import storage
-from pipelines.batches import Batch
+from pipelines.batch_plan import Batch
 from pipelines.samples import Part, SampleIndex, build_index
 from seg_models.outputs import SemanticTarget
 from seg_models.parts.losses import without_easy_pixels
