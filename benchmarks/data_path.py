@@ -196,16 +196,14 @@ def write_dataset(pairs: Sequence[Pair], folder: Path) -> str:
     images, labels = dataset.images, dataset.create_labels("human", label_space=SPACE, plan={})
     for shard, first in enumerate(range(0, len(pairs), SHARD_ROWS)):
         key, rows = schema.ShardKey("train", shard), pairs[first : first + SHARD_ROWS]
-        columns = {
+        columns: dict[str, Sequence[Any]] = {
             "id": [f"{first + number:04d}" for number in range(len(rows))],
             "image": [image for image, _ in rows],
             "height": [label.shape[0] for _, label in rows],
             "width": [label.shape[1] for _, label in rows],
         }
-        images.commit(
-            [tables.write_shard(images.uri, key, schema.shard_rows(columns, columns_of=schema.IMAGES))]
-        )
-        coded = {"id": columns["id"], "label": [encode_label(label) for _, label in rows]}
+        images.commit([tables.write_shard(images.uri, key, schema.shard_rows(columns, columns_of=schema.IMAGES))])
+        coded: dict[str, Sequence[Any]] = {"id": columns["id"], "label": [encode_label(label) for _, label in rows]}
         labels.commit([tables.write_shard(labels.uri, key, schema.shard_rows(coded, columns_of=schema.LABELS))])
     return str(folder)
 

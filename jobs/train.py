@@ -16,7 +16,7 @@ from jobs.tracked_run import Run
 from jobs.tracking import check_tracking, deliver, track
 from jobs.training.launch import launch
 from jobs.training.points import read_points
-from jobs.training.resources import Allocation, allocate, nodes_of
+from jobs.training.resources import Allocation, nodes_of
 from jobs.training.sampling_table import sampling_table
 from jobs.training.work import (
     TrainWork,
@@ -30,6 +30,7 @@ from jobs.training.work import (
     plan_table,
 )
 from pipelines import storage
+from pipelines.batches import STORE_BYTES
 from pipelines.evaluation import plan_evaluation, run_evaluation
 from seg_models.predictor import PredictorSpec
 
@@ -65,9 +66,9 @@ def run(job: TrainJob, *, dry_run: bool = False) -> dict[str, Any]:
     check_tracking(job, dry_run=dry_run)
     if dry_run:
         return show_plan(job, plan_table(work))
-    with ray_session(job.compute):
+    with ray_session(job.compute, pixels_bytes=job.data_workers * STORE_BYTES):
         preflight(job)
-        allocation = allocate(nodes_of(ray.nodes()), workers=work.workers, device=job.device, threads=job.threads)
+        allocation = work.allocate(nodes_of(ray.nodes()))
         with track(job, verb="train", output=work.run, dataset=dataset_records(work)) as tracked:
             storage.write_text(storage.join(work.run, "job.json"), job.model_dump_json(indent=2))
             return train(work, allocation, tracked)

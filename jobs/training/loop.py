@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jobs.training.feed import feed
 from jobs.training.model import fresh_model, place_model, resumed_model
 from jobs.training.plan import TrainPlan, Worker, sample_order
 from jobs.training.points import PointLog
@@ -33,7 +34,7 @@ from jobs.training.resume import (
 )
 from jobs.training.step import Stepper
 from pipelines.batch_plan import BatchPlan, BatchStream
-from pipelines.batches import open_batches
+from pipelines.batches import data_workers_each, open_batches
 from seg_models.outputs import SegModel
 
 
@@ -167,7 +168,8 @@ class _Trainer:
             rank=self.worker.rank,
             world=self.worker.world,
         )
-        return open_batches(plan, data_workers=self.plan.data_workers, threads=self.plan.data_threads)
+        each = data_workers_each(self.plan.data_workers, lanes=self.recipe.lanes, world=self.worker.world)
+        return feed(open_batches(plan, data_workers=each, threads=self.plan.data_threads), self.worker.device)
 
     def _points(self) -> PointLog:
         sender = None

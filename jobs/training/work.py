@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,7 @@ from jobs.specs import LabelledSplit, TrainJob
 from jobs.tracked_run import Run
 from jobs.training.model import local_weights
 from jobs.training.plan import Tracking, TrainPlan, class_weights, run_identity, sample_order, usable_workers
-from jobs.training.resources import Allocation, allocate, this_machine
+from jobs.training.resources import Allocation, Node, allocate, this_machine
 from jobs.training.resume import check_identity, check_same_run, checkpoint_steps
 from jobs.training.sampling_table import check_sampling, planned_table, sampling_table
 from pipelines import storage
@@ -31,6 +32,17 @@ class TrainWork:
     identity: dict[str, Any]
     workers: int
     """Workers that divide lanes and global batch."""
+
+    def allocate(self, nodes: Sequence[Node]) -> Allocation:
+        """What the run takes of these machines.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        job = self.job
+        return allocate(
+            nodes, workers=self.workers, device=job.device, threads=job.threads, data_workers=job.data_workers
+        )
 
 
 def check_job(job: TrainJob) -> TrainWork:
@@ -139,6 +151,7 @@ def make_plan(work: TrainWork, allocation: Allocation, tracked: Run) -> TrainPla
         reduce=job.reduce,
         threads=allocation.threads,
         data_threads=allocation.data_threads,
+        data_workers=allocation.data_workers,
         deterministic=job.deterministic,
         checkpoint_every=job.checkpoint_every,
         keep_checkpoints=job.keep_checkpoints,
@@ -206,4 +219,4 @@ def resources_text(work: TrainWork) -> str:
     cluster = work.job.compute.cluster
     if cluster is not None:
         return f"of the cluster at {cluster}, checked when the job starts"
-    return allocate(this_machine(), workers=work.workers, device=work.job.device, threads=work.job.threads).text()
+    return work.allocate(this_machine()).text()
