@@ -127,16 +127,16 @@ def test_accumulation_that_does_not_divide_the_batch_is_refused() -> None:
         usable_workers(1, recipe=tiny_recipe(global_batch=8), accumulate=3)
 
 
-def test_the_timer_tells_rate_waiting_and_time_left() -> None:
+def test_the_timer_tells_rate_phases_and_time_left() -> None:
     now = [100.0]
     timer = StepTimer(steps=10, global_batch=4, first_step=2, clock=lambda: now[0])
-    for _ in range(2):
-        with timer.waiting():
-            now[0] += 1
-        now[0] += 3
-    lap = timer.lap(4)
-    assert (lap.images_per_s, lap.wait_share, lap.left_s) == (1.0, 0.25, 24.0)
-    assert lap.text() == "1.0 img/s  data wait 25%  left 0:00:24"
+    now[0] += 8
+    lap = timer.lap(4, phases={"data_wait": 2.0, "forward": 4.0})
+    assert (lap.images_per_s, lap.step_s, lap.left_s) == (1.0, 4.0, 24.0)
+    assert lap.text().startswith("1.0 img/s  data wait 25%  transfer 0%  forward 50%")
+    assert lap.text().endswith("left 0:00:24")
+    assert (lap.metrics()["time/data_wait_s"], lap.metrics()["time/step_s"]) == (1.0, 4.0)
+    assert timer.phases["forward"] == 4.0
     assert timer.seconds == 8
 
 
@@ -184,7 +184,7 @@ def test_pspnet_trains_with_its_auxiliary_head(index: SampleIndex, tmp_path: Pat
     assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
     points = read_points(str(tmp_path))
     assert [point["step"] for point in points] == [2]
-    assert {"train/loss", "train/lr", "train/images_per_s", "train/data_wait"} < set(points[0])
+    assert {"train/loss", "train/lr", "train/images_per_s", "time/data_wait_s"} < set(points[0])
 
 
 def test_backbone_weights_in_an_object_store_are_found_before_work_and_loaded_by_the_worker(
