@@ -14,6 +14,9 @@ from pipelines.samples import SampleIndex
 from seg_models.checkpoints import MODEL_FILE
 from seg_models.recipes.recipe import Recipe
 
+Metric = Literal["miou", "pixel_accuracy"]
+"""What validations are compared by; more is better."""
+
 
 @dataclass(frozen=True)
 class Tracking:
@@ -21,6 +24,17 @@ class Tracking:
 
     run_id: str
     uri: str
+
+
+@dataclass(frozen=True)
+class ValidationPlan:
+    """Validations beside the training."""
+
+    every: int
+    """Steps between them."""
+    metric: Metric = "miou"
+    patience: int | None = None
+    """Validations without gain after which the run ends."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,11 @@ class TrainPlan:
     keep_checkpoints: int = 2
     log_every: int = 20
     tracking: Tracking | None = None
+    save_timeout_s: float = 600.0
+    """Seconds after which a checkpoint that is still being written is given up."""
+    max_workers: int = 1
+    """The largest size of the group; `accumulate` belongs to it."""
+    validation: ValidationPlan | None = None
 
     @property
     def label_space(self) -> LabelSpace:
@@ -58,6 +77,19 @@ class Worker:
     rank: int
     world: int
     device: torch.device
+
+
+def passes_of(plan: TrainPlan, worker: Worker) -> int:
+    """Micro-batches of a step. A smaller group on GPUs takes more, so that none needs more memory than in the largest.
+
+    On CPUs their number stays the same, and batch norm sees the same images whatever the size of the group.
+    """
+    batch = plan.recipe.global_batch
+    if worker.device.type != "cuda" or worker.world >= plan.max_workers:
+        return plan.accumulate
+    largest = batch // (plan.accumulate * plan.max_workers)
+    sizes = (size for size in range(largest, 0, -1) if batch % (size * worker.world) == 0)
+    return batch // (next(sizes) * worker.world)
 
 
 def run_identity(recipe: Recipe, index: SampleIndex, *, init_from: str | None) -> dict[str, Any]:

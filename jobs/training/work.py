@@ -8,10 +8,11 @@ from typing import Any
 
 from jobs.specs import TrainData, TrainJob
 from jobs.tracked_run import Run
+from jobs.training.checkpoints import checkpoint_steps
 from jobs.training.model import local_weights
 from jobs.training.plan import Tracking, TrainPlan, class_weights, run_identity, usable_workers
 from jobs.training.resources import Allocation, allocate, this_machine
-from jobs.training.resume import check_identity, check_same_run, checkpoint_steps
+from jobs.training.resume import check_identity, check_same_run
 from pipelines import storage
 from pipelines.samples import Part, SampleIndex, build_index
 from seg_models.backbones.timm_backbone import find_weights
