@@ -30,6 +30,9 @@ class TrackingSpec(Spec):
     experiment: str = "segray"
     enabled: bool = True
     """Track the job in MLflow."""
+    required: bool = True
+    """An unreachable server is an error before work starts. If false, the job begins without it; what it logs is kept
+    in a journal and sent when the server is there."""
 
 
 class Job(Spec):

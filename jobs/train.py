@@ -55,12 +55,12 @@ def run(job: TrainJob, *, dry_run: bool = False) -> dict[str, Any]:
     if finished is not None:
         print(f"{work.run}: finished, {finished['steps']} steps; nothing to do (another name starts another run)")
         if not dry_run:  # the server may have been away when the training ended, or its driver killed
-            deliver(job, output=work.run, curve=read_points(work.run))
+            deliver(job, verb="train", output=work.run, curve=read_points(work.run))
         return finished
     find_first_weights(work, fetch=not dry_run)
     if not dry_run:
         storage.check_writable(work.run)
-    check_tracking(job, dry_run=dry_run)
+    check_tracking(job, dry_run=dry_run, output=work.run)
     if dry_run:
         return show_plan(job, plan_table(work))
     with ray_session(job.compute):

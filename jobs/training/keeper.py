@@ -64,7 +64,7 @@ def _point_log(plan: TrainPlan, state: TrainState | None) -> PointLog:
     if plan.tracking is not None:
         from jobs.tracking import MetricSender  # only the rank that sends loads MLflow
 
-        sender = MetricSender(plan.tracking.run_id, plan.tracking.uri)
+        sender = MetricSender(plan.tracking.run_id, plan.tracking.uri, output=plan.run)
     step, saved = (0, "") if state is None else (state.step, state.points)
     return PointLog(plan.run, from_step=step, saved=saved, sender=sender)
 

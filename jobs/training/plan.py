@@ -23,6 +23,7 @@ class Tracking:
     """The MLflow run that the points go to."""
 
     run_id: str
+    """Empty where the driver has not reached the server yet; it notes the id in the run's folder when it has."""
     uri: str
 
 
