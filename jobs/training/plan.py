@@ -49,7 +49,11 @@ class TrainPlan:
     identity: dict[str, Any]
     init_from: str | None = None
     accumulate: int = 1
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    reduce: Literal["auto", "all_reduce", "ordered"] = "auto"
     threads: int = 1
     """Torch threads of a worker."""
     data_threads: int = 2
@@ -69,6 +73,11 @@ class TrainPlan:
     def label_space(self) -> LabelSpace:
         """The classes of the data."""
         return self.index.label_space
+
+    @property
+    def epoch_steps(self) -> float:
+        """Steps in which the samples of the index are gone through once; need not be whole."""
+        return self.index.num_samples / self.recipe.global_batch
 
 
 @dataclass(frozen=True)

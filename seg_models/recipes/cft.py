@@ -26,9 +26,7 @@ REVISIONS = {
 """Where segmentation_models.pytorch publishes the ImageNet weights of MiT, with the authors' names."""
 
 WARM_UP = ScheduleSpec(power=1.0, warmup_steps=1500, warmup_factor=1e-6)
-TRANSFORMER = OptimizerSpec(
-    kind="adamw", lr=6e-4, weight_decay=0.01, backbone_lr_factor=0.1, decay_norms_and_biases=False
-)
+TRANSFORMER = OptimizerSpec(kind="adamw", lr=6e-5, weight_decay=0.01, head_lr_factor=10.0, decay_norms_and_biases=False)
 """AdamW of SegFormer and Swin: 6e-5 for the backbone, ten times that for the head; norms do not decay."""
 
 
@@ -155,7 +153,7 @@ def cft_resnet101_coco_stuff10k() -> Recipe:
     """CFT with ResNet-101 on COCO-Stuff 10k, 171 classes.
 
     Source: the COCO-Stuff configuration of a later head (specs: CFT section 3, V2); its image pool and its memory of
-    category features are left out, the learning rate falls to 0 instead of 1e-4.
+    category features are left out.
     Command: segray train job.toml with recipe = "cft_resnet101_coco_stuff10k"; fetches timm's ImageNet weights.
     Cost: about 2.5 GPU-hours (113 GMAC per image).
     Result: none published. Not ours.
@@ -163,6 +161,7 @@ def cft_resnet101_coco_stuff10k() -> Recipe:
     return Recipe(
         model=shared.pretrained("cft_resnet101"),
         optimizer=OptimizerSpec(lr=0.01, weight_decay=5e-4),
+        schedule=shared.MMSEG_SCHEDULE,
         augment=_augment(crop=512, short_side=512),
         steps=80_000,
         global_batch=16,
@@ -226,7 +225,7 @@ def _augment(*, crop: int, short_side: int) -> AugmentSpec:
 
 
 def _resnet_optimizer() -> OptimizerSpec:
-    return OptimizerSpec(kind="adamw", lr=6e-4, weight_decay=0.01, backbone_lr_factor=0.1, backbone_decay_factor=0.002)
+    return OptimizerSpec(kind="adamw", lr=6e-5, weight_decay=2e-5, head_lr_factor=10.0, head_decay_factor=500.0)
 
 
 def _mit(name: str, backbone: str) -> ModelSpec:

@@ -97,8 +97,7 @@ def fastfcn_resnet101_enc_ade20k() -> Recipe:
 def fastfcn_resnet50_enc_cityscapes() -> Recipe:
     """FastFCN with ResNet-50 and context encoding in mmsegmentation's form on Cityscapes, 19 classes.
 
-    Source: mmsegmentation, fastfcn_r50-d32_jpu_enc_4xb2-80k_cityscapes-512x1024. Hue jitter is left out and the
-    learning rate falls to 0 instead of 1e-4.
+    Source: mmsegmentation, fastfcn_r50-d32_jpu_enc_4xb2-80k_cityscapes-512x1024. Hue jitter is left out.
     Command: segray train job.toml with recipe = "fastfcn_resnet50_enc_cityscapes"; fetches timm's ImageNet weights.
     Cost: about 2 GPU-hours (derived from 185 GMAC per image).
     Result: published 77.97 mIoU on val, whole image, single scale; 79.92 with scales and flip. Not ours.
@@ -109,8 +108,7 @@ def fastfcn_resnet50_enc_cityscapes() -> Recipe:
 def fastfcn_resnet50_psp_cityscapes() -> Recipe:
     """FastFCN with ResNet-50 and pyramid pooling in mmsegmentation's form on Cityscapes, 19 classes.
 
-    Source: mmsegmentation, fastfcn_r50-d32_jpu_psp_4xb2-80k_cityscapes-512x1024. Hue jitter is left out and the
-    learning rate falls to 0 instead of 1e-4.
+    Source: mmsegmentation, fastfcn_r50-d32_jpu_psp_4xb2-80k_cityscapes-512x1024. Hue jitter is left out.
     Command: segray train job.toml with recipe = "fastfcn_resnet50_psp_cityscapes"; fetches timm's ImageNet weights.
     Cost: about 3 GPU-hours (derived from 260 GMAC per image).
     Result: published 79.26 mIoU on val, whole image, single scale; 80.86 with scales and flip. Not ours.
@@ -121,8 +119,7 @@ def fastfcn_resnet50_psp_cityscapes() -> Recipe:
 def fastfcn_resnet50_aspp_cityscapes() -> Recipe:
     """FastFCN with ResNet-50 and ASPP in mmsegmentation's form on Cityscapes, 19 classes.
 
-    Source: mmsegmentation, fastfcn_r50-d32_jpu_aspp_4xb2-80k_cityscapes-512x1024. Hue jitter is left out and the
-    learning rate falls to 0 instead of 1e-4.
+    Source: mmsegmentation, fastfcn_r50-d32_jpu_aspp_4xb2-80k_cityscapes-512x1024. Hue jitter is left out.
     Command: segray train job.toml with recipe = "fastfcn_resnet50_aspp_cityscapes"; fetches timm's ImageNet weights.
     Cost: about 5 GPU-hours (derived from 442 GMAC per image).
     Result: published 79.12 mIoU on val, whole image, single scale; 80.58 with scales and flip. Not ours.
@@ -133,8 +130,7 @@ def fastfcn_resnet50_aspp_cityscapes() -> Recipe:
 def fastfcn_resnet50_enc_mmseg_ade20k() -> Recipe:
     """FastFCN with ResNet-50 and context encoding in mmsegmentation's form on ADE20K, 150 classes.
 
-    Source: mmsegmentation, fastfcn_r50-d32_jpu_enc_4xb4-160k_ade20k-512x512. Hue jitter is left out and the learning
-    rate falls to 0 instead of 1e-4.
+    Source: mmsegmentation, fastfcn_r50-d32_jpu_enc_4xb4-160k_ade20k-512x512. Hue jitter is left out.
     Command: segray train job.toml with recipe = "fastfcn_resnet50_enc_mmseg_ade20k"; fetches ImageNet weights.
     Cost: about 4 GPU-hours (derived from 93 GMAC per image).
     Result: published 42.50 mIoU on val, whole image, single scale; 44.21 with scales and flip. Not ours.
@@ -153,18 +149,18 @@ def fastfcn_efficientnet_lite0_enc_camvid() -> Recipe:
 
 
 def _pcontext(name: str, *, aux_weight: float) -> Recipe:
-    return _authors(name, backbone_lr=0.001, steps=PCONTEXT_STEPS, aux_weight=aux_weight)
+    return _authors(name, lr=0.001, steps=PCONTEXT_STEPS, aux_weight=aux_weight)
 
 
 def _ade20k(name: str) -> Recipe:
-    return _authors(name, backbone_lr=0.01, steps=ADE20K_STEPS, aux_weight=0.2)
+    return _authors(name, lr=0.01, steps=ADE20K_STEPS, aux_weight=0.2)
 
 
-def _authors(name: str, *, backbone_lr: float, steps: int, aux_weight: float) -> Recipe:
+def _authors(name: str, *, lr: float, steps: int, aux_weight: float) -> Recipe:
     """The authors' settings: crops of 480 of short sides from 260 to 1040; all but the backbone learns ×10."""
     return Recipe(
         model=shared.pretrained(name),
-        optimizer=OptimizerSpec(lr=10 * backbone_lr, backbone_lr_factor=0.1, weight_decay=1e-4),
+        optimizer=OptimizerSpec(lr=lr, head_lr_factor=10.0, weight_decay=1e-4),
         augment=AugmentSpec(crop=(480, 480), short_side=520),
         loss=LossSpec(aux_weight=aux_weight),
         steps=steps,

@@ -17,7 +17,6 @@ from jobs.specs import TrainJob
 from jobs.training.checkpoints import checkpoint_uri
 from jobs.training.loop import train
 from jobs.training.model import fresh_model
-from jobs.training.optimizers import build_optimizer, lr_factor, parameter_groups, set_lr
 from jobs.training.plan import TrainPlan, Worker, class_weights, usable_workers
 from jobs.training.points import PointLog, read_points
 from jobs.training.progress import StepTimer
@@ -28,7 +27,7 @@ from pipelines.batches import BatchStream
 from pipelines.labels import LabelSpace
 from pipelines.samples import Part, SampleIndex, SampleOrder, build_index
 from seg_models.checkpoints import save_model
-from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, ScheduleSpec
+from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec
 from tests.jobs.ranks import run_ranks
 from tests.jobs.tiny_training import CPU, TINY_PSPNET, TinySpec, plan_of, tiny_recipe, train_alone, train_as_rank
 from tests.tiny_data import SPACE, write_dataset
@@ -42,60 +41,6 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
 
 
 # -- settings ------------------------------------------------------------------------------------------------------
-
-
-def test_the_poly_schedule_falls_from_one_to_almost_zero() -> None:
-    spec = ScheduleSpec(kind="poly", power=0.9)
-    assert lr_factor(0, spec=spec, steps=100) == 1.0
-    assert lr_factor(50, spec=spec, steps=100) == pytest.approx(0.5**0.9)
-    assert lr_factor(99, spec=spec, steps=100) == pytest.approx(0.01**0.9)
-
-
-def test_warm_up_grows_linearly_to_the_schedule() -> None:
-    spec = ScheduleSpec(kind="constant", warmup_steps=10, warmup_factor=0.1)
-    factors = [lr_factor(step, spec=spec, steps=100) for step in range(12)]
-    assert factors[0] == pytest.approx(0.1)
-    assert factors[5] == pytest.approx(0.55)
-    assert factors[10:] == [1.0, 1.0]
-
-
-def test_the_backbone_learns_at_its_own_rate_and_norms_may_go_without_decay() -> None:
-    model = TinySpec(norm=True).build(3)
-    spec = OptimizerSpec(lr=0.1, weight_decay=0.01, backbone_lr_factor=0.1, decay_norms_and_biases=False)
-    optimizer = build_optimizer(model, spec)
-    set_lr(optimizer, 0.5)
-    found = {
-        name: (group["lr"], group["weight_decay"])
-        for name, parameter in model.named_parameters()
-        for group in optimizer.param_groups
-        if any(parameter is other for other in group["params"])
-    }
-    assert found == {
-        "backbone.weight": (pytest.approx(0.005), 0.01),
-        "backbone.bias": (pytest.approx(0.005), 0.0),
-        "norm.weight": (pytest.approx(0.05), 0.0),
-        "norm.bias": (pytest.approx(0.05), 0.0),
-        "head.weight": (pytest.approx(0.05), 0.01),
-        "head.bias": (pytest.approx(0.05), 0.0),
-    }
-
-
-def test_a_backbone_rate_without_a_backbone_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"backbone_lr_factor = 0\.1 takes no effect"):
-        parameter_groups(nn.Linear(2, 2), OptimizerSpec(backbone_lr_factor=0.1))
-
-
-def test_the_backbone_decays_by_its_own_share() -> None:
-    spec = OptimizerSpec(weight_decay=0.01, backbone_decay_factor=0.002)
-    groups = parameter_groups(TinySpec(norm=True).build(3), spec)
-    assert [group["weight_decay"] for group in groups] == pytest.approx([0.01, 2e-5])
-    with pytest.raises(ValueError, match=r"backbone_decay_factor = 0\.002 takes no effect"):
-        parameter_groups(nn.Linear(2, 2), spec)
-
-
-def test_adamw_takes_its_momentum_as_first_beta() -> None:
-    optimizer = build_optimizer(nn.Linear(2, 2), OptimizerSpec(kind="adamw", momentum=0.8))
-    assert optimizer.param_groups[0]["betas"] == (0.8, 0.999)
 
 
 def test_auxiliary_losses_are_weighted() -> None:
