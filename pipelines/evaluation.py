@@ -23,7 +23,7 @@ from pipelines.images import decode_image
 from pipelines.labels import LabelSpace
 from pipelines.pictures import Picture, picture_views
 from pipelines.published import Checkpoint, check_same_classes, device_of, open_checkpoint, threads_of
-from pipelines.shards import ComputeSpec, ShardTask, run_shards
+from pipelines.shards import ComputeSpec, RunShards, ShardTask, run_shards
 from pipelines.tables import Dataset, Table
 from seg_models.metrics import ConfusionMatrix
 from seg_models.predictor import PredictorSpec
@@ -160,9 +160,15 @@ def evaluate_checkpoint(
 
 
 def run_evaluation(
-    work: EvaluationWork, *, predictor: PredictorSpec, compute: ComputeSpec, num_pictures: int, num_worst: int
+    work: EvaluationWork,
+    *,
+    predictor: PredictorSpec,
+    compute: ComputeSpec,
+    num_pictures: int,
+    num_worst: int,
+    run: RunShards | None = None,
 ) -> EvaluationResult:
-    """Evaluate what was planned; Ray must be running.
+    """Evaluate what was planned, on the Ray that is running, or as `run` says (`run_here`: in this process).
 
     Raises:
         ShardError: a worker failed.
@@ -181,7 +187,7 @@ def run_evaluation(
         "num_fixed": num_pictures,
         "num_worst": num_worst,
     }
-    stats = run_shards(
+    stats = (run or run_shards)(
         EvaluationWorker,
         tasks=[ShardTask(str(shard.key), shard, shard.num_rows) for shard in work.shards],
         worker_args=worker_args,

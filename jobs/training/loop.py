@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jobs.training.agreement import Agreement
 from jobs.training.checkpoints import TrainState
 from jobs.training.keeper import Keeper
 from jobs.training.model import fresh_model, place_model, resumed_model
-from jobs.training.notice import Agreement, Check, Notices, Stop, Watch
+from jobs.training.notice import Check, Notices, Stop, Watch
 from jobs.training.plan import TrainPlan, Worker, passes_of
 from jobs.training.progress import StepTimer
-from jobs.training.publish import Weights, copy_weights
+from jobs.training.publish import Weights
 from jobs.training.reductions import broadcast_object, gather_objects, mean_over_workers
 from jobs.training.resume import find_state
 from jobs.training.rng import rng_state, seed_rng, start_rng
@@ -231,8 +232,10 @@ class _Trainer:
         validation = self.plan.validation
         if validation is None or self.step % validation.every or self.step == self.recipe.steps:
             return None
-        model = self.stepper.result()
-        return None if self.keeper is None else copy_weights(model, step=self.step)
+        tensors, parameters = self.stepper.result_state(), self.stepper.model.parameters()
+        if self.keeper is None:
+            return None
+        return Weights(self.step, host_copy(tensors), sum(value.numel() for value in parameters))
 
 
 def _pending_losses(state: TrainState | None, worker: Worker) -> list[Tensor]:

@@ -89,6 +89,26 @@ class Worker:
     device: torch.device
 
 
+def usable_sizes(smallest: int, largest: int, *, recipe: Recipe, accumulate: int) -> tuple[int, ...]:
+    """The numbers of workers in a range that divide lanes and global batch (with accumulation), in order.
+
+    Raises:
+        ValueError: none does, or the accumulation steps do not divide the global batch.
+    """
+    found: list[int] = []
+    for workers in range(largest, smallest - 1, -1):
+        size = usable_workers(workers, recipe=recipe, accumulate=accumulate)
+        if size == workers:
+            found.append(size)
+    if not found:
+        below = usable_workers(largest, recipe=recipe, accumulate=accumulate)
+        raise ValueError(
+            f"workers.min = {smallest}: no number of workers from {smallest} to {largest} divides {recipe.lanes} lanes "
+            f"and a global batch of {recipe.global_batch} with accumulate = {accumulate}; the next below is {below}"
+        )
+    return tuple(reversed(found))
+
+
 def passes_of(plan: TrainPlan, worker: Worker) -> int:
     """Micro-batches of a step. A smaller group on GPUs takes more, so that none needs more memory than in the largest.
 
