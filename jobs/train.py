@@ -15,6 +15,7 @@ from jobs.preflight import preflight
 from jobs.specs import TrainJob
 from jobs.tracked_run import Run, now_ms
 from jobs.tracking import check_tracking, deliver, track
+from jobs.training.groups import read_groups
 from jobs.training.launch import launch
 from jobs.training.points import read_points
 from jobs.training.publish import BEST_FOLDER, MODEL_FOLDER
@@ -46,7 +47,8 @@ NUM_PICTURES = 8
 def run(job: TrainJob, *, dry_run: bool = False) -> dict[str, Any]:
     """Train, or go on where an earlier run of that name stopped; evaluate on `validate_on`.
 
-    Writes into `<output>/<name>`: `model/`, `checkpoints/`, `metrics.jsonl`, `job.json`, `result.json`.
+    Writes into `<output>/<name>`: `model/`, `checkpoints/`, `metrics.jsonl`, `groups.json`, `job.json`, `result.json`,
+    and with `validate_every` also `validation.json`, `validation/` and perhaps `best/`.
 
     Returns:
         The result, or the plan of a dry run.
@@ -143,7 +145,8 @@ def train_table(work: TrainWork, figures: dict[str, Any], tracked: Run) -> dict[
     return {
         "verb": "train",
         **figures,
-        "checkpoint": storage.join(work.run, "model"),
+        "checkpoint": storage.join(work.run, MODEL_FOLDER),
+        "groups": read_groups(work.run),
         "samples": work.index.num_samples,
         "data": parts_table(work),
         "loss": curve[-1][1],

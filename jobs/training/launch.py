@@ -33,6 +33,7 @@ START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     START_TIMEOUT: "120",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # seconds until a dead worker, or the end, is noticed; Ray's are two
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths of the job must mean the same in the workers
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of the log appears twice
     # The workers ask themselves, twice a second: Ray's watcher is one more process and looks every five seconds.

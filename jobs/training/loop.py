@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jobs.training.agreement import Agreement
 from jobs.training.checkpoints import TrainState
+from jobs.training.groups import note_group
 from jobs.training.keeper import Keeper
 from jobs.training.model import fresh_model, place_model, resumed_model
 from jobs.training.notice import Check, Notices, Stop, Watch
@@ -97,6 +98,7 @@ class _Trainer:
         self._restore(state)
         self.timer = StepTimer(steps=self.recipe.steps, global_batch=self.recipe.global_batch, first_step=self.step)
         self.keeper = Keeper(plan, state, say) if worker.rank == 0 else None
+        note_group(plan.run, worker, from_step=self.step)
         self.notices, self.agreement = notices, Agreement(worker.world)
         self.losses = _pending_losses(state, worker)
         self.stream = self._stream()

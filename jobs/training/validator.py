@@ -137,7 +137,7 @@ class Validator:
     def _has_room(self) -> bool:
         """Whether the cluster can start a validation now; that one has to wait is said once."""
         name, needed = ("GPU", self._compute.gpus) if self._compute.gpus > 0 else ("CPU", self._compute.cpus)
-        has_room = ray.available_resources().get(name, 0.0) >= needed
+        has_room = bool(ray.available_resources().get(name, 0.0) >= needed)
         if not has_room and not self._told_to_wait:
             self._say(f"validation waits for {needed:g} {name} to be free; the training goes on")
         self._told_to_wait = not has_room
