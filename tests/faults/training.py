@@ -24,6 +24,8 @@ from tests.jobs.tiny_training import CPU, TinySpec, plan_of, tiny_recipe
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = 5
 """Steps between checkpoints."""
+SLACK = 2
+"""Steps done while the newest checkpoint is still being written."""
 
 
 def recipe_of(*, steps: int, pause_s: float, **changes: Any) -> Recipe:
