@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -15,6 +16,7 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 30.0  # after a failed call everything goes to the journal for so long
 BATCH_METRICS = 1000  # MLflow's limit for one call
+SEND_EVERY_S = 2.0
 
 Send = Callable[[Entry], None]
 Point = list[Any]
@@ -93,6 +95,7 @@ class Outbox:
 class BackgroundSender:
     """Sends metric points from a thread of its own, in batches, and tries again when that fails.
 
+    Batches are `SEND_EVERY_S` apart, unless one is full: a call costs some milliseconds of the processor that trains.
     `send` gets the points as an entry of kind "curve". What does not fit the queue or is left at the end is not sent:
     whoever puts points keeps them as well.
     """
@@ -145,12 +148,16 @@ class BackgroundSender:
             if self._sent(batch):
                 wait_s = 1.0
                 self._forget(len(batch))
+                self._pause(SEND_EVERY_S, or_points=BATCH_METRICS)
             elif last_try:
                 return
             else:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closing, timeout=wait_s)
+                self._pause(wait_s)
                 wait_s = min(2 * wait_s, RETRY_AFTER_S)
+
+    def _pause(self, seconds: float, *, or_points: float = math.inf) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or len(self._points) >= or_points, timeout=seconds)
 
     def _forget(self, count: int) -> None:
         with self._changed:
