@@ -138,11 +138,12 @@ class Recoveries:
 
     def after(self, fault: str, cause: Callable[[], object], *, alive: Callable[[], bool]) -> None:
         """Cause a fault, and wait until a group of workers has gone on."""
-        groups, step, begin = len(read_groups(str(self.run))), last_step(self.run), time.time()
+        groups, begin = len(read_groups(str(self.run))), time.time()
         cause()
         wait_for(lambda: len(read_groups(str(self.run))) > groups, what=f"a group after {fault}", alive=alive)
         group = read_groups(str(self.run))[groups]
-        self.rows.append((fault, step, int(group["from_step"]), group["time_ms"] / 1000 - begin))
+        reached = max(point["step"] for point in read_points(str(self.run)) if point["time_ms"] <= group["time_ms"])
+        self.rows.append((fault, reached, int(group["from_step"]), group["time_ms"] / 1000 - begin))
 
     def redone(self) -> list[int]:
         """Steps that were done a second time after each fault."""
