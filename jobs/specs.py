@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from jobs.training.plan import Metric
 from pipelines.class_lists import AnyClasses
 from pipelines.keep import KeepSpec
+from pipelines.measures import MetricsSpec
 from pipelines.pssl_spec import AnyPssl, EnsembleSpec, PsslSpec
 from pipelines.shards import ComputeSpec
 from pipelines.sources import AnySource
@@ -112,8 +113,8 @@ class PsslJob(Job):
         return self
 
 
-class TrainData(Spec):
-    """One part of the training data: a label set of a dataset."""
+class LabelledSplit(Spec):
+    """A label set of one split of a dataset."""
 
     dataset: str
     labels: str = "human"
@@ -139,6 +140,15 @@ class ElasticWorkers(Spec):
         return self
 
 
+class TrainData(LabelledSplit):
+    """One part of the training data."""
+
+    name: str | None = None
+    """What the recipe's sampling rules and the tables call it."""
+    weight: float | None = Field(None, gt=0)
+    """Share of every step, in proportion to the weights of the other parts; default: as much as it has samples."""
+
+
 class TrainJob(Job):
     """Datasets and a recipe -> a checkpoint."""
 
@@ -147,7 +157,7 @@ class TrainJob(Job):
     """A recipe's name, or a table with `base` (a recipe's name) and the keys that differ."""
     data: tuple[TrainData, ...] = Field(min_length=1)
     """Label sets to train on together; they must agree on the class list."""
-    validate_on: TrainData | None = None
+    validate_on: LabelledSplit | None = None
     """Evaluated after the training, and every `validate_every` steps beside it."""
     validate_every: int | None = Field(None, gt=0)
     """Steps between validations of the weights, in a Ray task of its own that takes the resources in `compute`."""
@@ -189,6 +199,8 @@ class TrainJob(Job):
     save_timeout_s: float = Field(600.0, gt=0)
     """Seconds after which a checkpoint that is still being written is given up; the training goes on without it."""
     log_every: int = Field(20, gt=0)
+    profile_steps: tuple[int, int] | None = None
+    """First and last step, counted from 1, of which a profiler's trace is written to `profile` in the run's folder."""
     max_failures: int = 3
     """Worker-group restarts before the run gives up."""
 
@@ -218,6 +230,17 @@ class TrainJob(Job):
         return self
 
     @model_validator(mode="after")
+    def _check_profile(self) -> Self:
+        if self.profile_steps is not None:
+            (first, last), steps = self.profile_steps, self.recipe.steps
+            if not 1 <= first <= last <= steps:
+                raise ValueError(
+                    f"profile_steps must be (first, last) with 1 <= first <= last <= {steps} (recipe.steps), "
+                    f"found {self.profile_steps}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_parallel(self) -> Self:
         if self.max_workers == 1 and self.parallel == "fsdp":
             raise ValueError("parallel = 'fsdp' takes no effect with workers = 1: there is nobody to share with")
@@ -239,6 +262,8 @@ class EvaluateJob(Job):
     labels: str = "human"
     split: str = "test"
     predictor: PredictorSpec = PredictorSpec()
+    metrics: MetricsSpec = MetricsSpec()
+    """What is measured beside mIoU, frequency-weighted IoU and accuracies."""
     output: str = "out/evaluate"
     num_pictures: int = Field(8, ge=0)
     """Fixed pictures, the same every time for a split."""

@@ -21,6 +21,7 @@ from jobs.training.points import read_points
 from jobs.training.publish import BEST_FOLDER, MODEL_FOLDER
 from jobs.training.resources import Allocation, nodes_of
 from jobs.training.resume import newest_facts
+from jobs.training.sampling_table import sampling_table
 from jobs.training.validation import best_row
 from jobs.training.validator import FIGURES, Validator
 from jobs.training.work import (
@@ -29,6 +30,7 @@ from jobs.training.work import (
     dataset_records,
     find_first_weights,
     finished_result,
+    look_at_labels,
     make_plan,
     parts_table,
     plan_table,
@@ -38,7 +40,7 @@ from pipelines.evaluation import plan_evaluation, run_evaluation
 from seg_models.predictor import PredictorSpec
 
 EVALUATION_KEYS = (
-    *("miou", "pixel_accuracy", "classes", "confusion", "pictures", "worst"),
+    *("miou", "fwiou", "pixel_accuracy", "mean_accuracy", "classes", "confusion", "pictures", "worst"),
     *("evaluated", "skipped", "reasons", "label_space"),
 )
 NUM_PICTURES = 8
@@ -80,7 +82,7 @@ def run(job: TrainJob, *, dry_run: bool = False) -> dict[str, Any]:
 
 def train(work: TrainWork, allocation: Allocation, tracked: Run) -> dict[str, Any]:
     """Train and evaluate on a running Ray; write `result.json` last."""
-    recipe = work.job.recipe
+    work, recipe = look_at_labels(work), work.job.recipe
     print(f"{work.run}: {recipe.steps} steps of {recipe.global_batch} images, {allocation.text()}", flush=True)
     tracked.set_tags({"architecture": recipe.model.arch})
     plan = make_plan(work, allocation, tracked)
@@ -149,6 +151,7 @@ def train_table(work: TrainWork, figures: dict[str, Any], tracked: Run) -> dict[
         "groups": read_groups(work.run),
         "samples": work.index.num_samples,
         "data": parts_table(work),
+        "sampling": sampling_table(work.job.recipe, work.index),
         "loss": curve[-1][1],
         "curve": curve,
         "identity": work.identity,

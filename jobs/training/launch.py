@@ -55,7 +55,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         kept = [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
-        return [*kept, Orderly()]
+        return [Orderly(), *kept]  # first: Ray's own takes the process group away from workers that are to stop
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         if self.sizes:

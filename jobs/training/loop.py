@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from jobs.training.groups import note_group
 from jobs.training.keeper import Keeper
 from jobs.training.model import fresh_model, place_model, resumed_model
 from jobs.training.notice import Check, Notices, Stop, Watch
-from jobs.training.plan import TrainPlan, Worker, passes_of
+from jobs.training.plan import TrainPlan, Worker, passes_of, sample_order
 from jobs.training.progress import StepTimer
 from jobs.training.publish import Weights
 from jobs.training.reductions import broadcast_object, gather_objects, mean_over_workers
@@ -27,8 +28,8 @@ from jobs.training.resume import find_state
 from jobs.training.rng import rng_state, seed_rng, start_rng
 from jobs.training.saving import copied, host_copy
 from jobs.training.step import Stepper
-from pipelines.batches import BatchStream
-from pipelines.samples import SampleOrder
+from pipelines.batch_plan import BatchPlan, BatchStream
+from pipelines.batches import open_batches
 from seg_models.outputs import SegModel
 
 
@@ -171,8 +172,8 @@ class _Trainer:
         start_rng(state.rng, seed=seed, step=state.step, rank=worker.rank, world=worker.world, device=worker.device)
 
     def _stream(self) -> BatchStream:
-        return BatchStream(
-            SampleOrder(self.plan.index, lanes=self.recipe.lanes, seed=self.recipe.seed),
+        plan = BatchPlan(
+            make_order=partial(sample_order, self.recipe, self.plan.index),
             augment=self.recipe.augment,
             global_batch=self.recipe.global_batch,
             steps=self.recipe.steps,
@@ -180,8 +181,8 @@ class _Trainer:
             accumulate=self.passes,
             rank=self.worker.rank,
             world=self.worker.world,
-            num_threads=self.plan.data_threads,
         )
+        return open_batches(plan, data_workers=self.plan.data_workers, threads=self.plan.data_threads)
 
     def _log(self) -> None:
         """Record and print the mean loss over workers and the steps since the last line."""

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from jobs.outbox import first_line
-from jobs.specs import TrainData
+from jobs.specs import LabelledSplit
 from jobs.tracked_run import Run, now_ms
 from jobs.training.plan import Metric
 from jobs.training.publish import BEST_FOLDER, copy_published
@@ -40,7 +40,7 @@ LOOK_EVERY_S = 1.0
 FIGURES = ("miou", "pixel_accuracy", "evaluated", "skipped")
 
 
-def validate_weights(checkpoint: str, data: TrainData, compute: ComputeSpec) -> dict[str, float]:
+def validate_weights(checkpoint: str, data: LabelledSplit, compute: ComputeSpec) -> dict[str, float]:
     """Evaluate published weights in this process.
 
     Raises:
@@ -60,7 +60,7 @@ class Validator:
         self,
         run: str,
         *,
-        data: TrainData,
+        data: LabelledSplit,
         metric: Metric,
         keep_best: bool,
         compute: ComputeSpec,

@@ -43,6 +43,8 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
         note_failure(plan.run, attempt, text)
         raise ValueError(text) from error
     except ValueError as error:
+        if worker.world > 1 and not torch.distributed.is_initialized():
+            raise  # the group is being taken apart, and the process group went first
         note_failure(plan.run, attempt, str(error))
         if worker.world == 1:  # nobody waits for it, and Ray would print the traceback of what one line says
             return {"failure": str(error)}

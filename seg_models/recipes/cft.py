@@ -1,8 +1,7 @@
 """Training settings of CFT and of the networks it is compared with, SemFPN and SegFormer.
 
 Results quoted here are published by others and were not reproduced here. Costs are derived: three times the
-multiply-adds of prediction per image, at 100 TFLOP/s sustained. The limit on the largest class of a crop and hue
-jitter are left out.
+multiply-adds of prediction per image, at 100 TFLOP/s sustained.
 """
 
 from __future__ import annotations
@@ -220,8 +219,8 @@ def _camvid(name: str) -> Recipe:
 
 
 def _augment(*, crop: int, short_side: int) -> AugmentSpec:
-    """Scales of 0.5 to 2 and mmsegmentation's photometric distortion."""
-    return AugmentSpec(crop=(crop, crop), short_side=short_side, brightness=0.125, contrast=0.5, saturation=0.5)
+    """Scales of 0.5 to 2, mmsegmentation's photometric distortion and its limit on the largest class of a crop."""
+    return AugmentSpec(crop=(crop, crop), short_side=short_side, **shared.MMSEG_AUGMENT)
 
 
 def _resnet_optimizer() -> OptimizerSpec:

@@ -1,8 +1,8 @@
 """Training settings of CondNet.
 
 Results quoted here are published by others and were not reproduced here. Costs are derived: three times the
-multiply-adds of prediction per image, at 100 TFLOP/s sustained. The limit on the largest class of a crop and hue
-jitter are left out; a batch of 16 is assumed, mmsegmentation's for these data sets.
+multiply-adds of prediction per image, at 100 TFLOP/s sustained. A batch of 16 is assumed,
+mmsegmentation's for these data sets.
 """
 
 from __future__ import annotations

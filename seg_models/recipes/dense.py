@@ -14,7 +14,7 @@ from seg_models.recipes.recipe import Recipe
 def fcn_resnet50_cityscapes() -> Recipe:
     """FCN with a dilated ResNet-50 on Cityscapes, 19 classes.
 
-    Source: mmsegmentation, fcn_r50-d8_4xb2-80k_cityscapes-512x1024. Hue jitter is left out, and its head
+    Source: mmsegmentation, fcn_r50-d8_4xb2-80k_cityscapes-512x1024. Its head
     has one 3×3 convolution and a skip more than ours.
     Command: segray train job.toml with recipe = "fcn_resnet50_cityscapes"; fetches timm's ImageNet weights.
     Cost: about 3 GPU-hours at 100 TFLOP/s sustained (derived from 277 GMAC per image).
@@ -26,7 +26,7 @@ def fcn_resnet50_cityscapes() -> Recipe:
 def deeplabv3_resnet50_cityscapes() -> Recipe:
     """DeepLabV3 with a dilated ResNet-50 on Cityscapes, 19 classes.
 
-    Source: mmsegmentation, deeplabv3_r50-d8_4xb2-80k_cityscapes-512x1024. Hue jitter is left out, and its
+    Source: mmsegmentation, deeplabv3_r50-d8_4xb2-80k_cityscapes-512x1024. Its
     branches have 512 channels without projection.
     Command: segray train job.toml with recipe = "deeplabv3_resnet50_cityscapes"; fetches timm's ImageNet weights.
     Cost: about 3 GPU-hours at 100 TFLOP/s sustained (derived from 330 GMAC per image).

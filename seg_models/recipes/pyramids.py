@@ -1,7 +1,7 @@
 """Training settings of the pyramids that CFT is compared with: VT-FPN, FaPN, AlignSeg.
 
 Results quoted here are published by others and were not reproduced here. Costs are derived: three times the
-multiply-adds of prediction per image, at 100 TFLOP/s sustained. Hue jitter is left out.
+multiply-adds of prediction per image, at 100 TFLOP/s sustained.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from seg_models.recipes.sampling import SamplingSpec
 from seg_models.spec import AnyModelSpec, Spec
 
 
@@ -102,13 +103,40 @@ class AugmentSpec(Spec):
     brightness: float = Field(0.0, ge=0)
     contrast: float = Field(0.0, ge=0)
     saturation: float = Field(0.0, ge=0)
+    hue: float = Field(0.0, ge=0, le=0.5)
+    """Largest turn of the hue to either side, as a share of the circle."""
+    blur: tuple[float, float] | None = None
+    """Range of the Gaussian blur's sigma, in pixels of the crop."""
+    blur_share: float = Field(1.0, gt=0, le=1)
+    """Probability of the blur."""
+    crop_class_max: float | None = Field(None, gt=0, lt=1)
+    """Draw another crop, up to ten times, where one class has at least this share of the known pixels."""
+    crop_around: tuple[str, ...] = ()
+    """Cut the crop around a random pixel of one of these classes, in images that have one."""
 
     @model_validator(mode="after")
-    def _check_scale(self) -> Self:
+    def _check_ranges(self) -> Self:
         low, high = self.scale
         if not 0 < low <= high:
             raise ValueError(f"scale must be (low, high) with 0 < low <= high, found {self.scale}")
+        if self.blur is not None and not 0 <= self.blur[0] <= self.blur[1] > 0:
+            raise ValueError(f"blur must be (low, high) with 0 <= low <= high and 0 < high, found {self.blur}")
+        if self.blur is None and self.blur_share != 1:
+            raise ValueError(f"blur_share = {self.blur_share} takes no effect without `blur`")
         return self
+
+
+class OhemSpec(Spec):
+    """Cross-entropy of hard pixels only (online hard example mining; Shrivastava et al., CVPR 2016)."""
+
+    threshold: float = Field(0.7, gt=0, le=1)
+    """Pixels whose own class has at most this probability are kept."""
+    min_kept: int = Field(100_000, ge=0)
+    """Pixels per image that are kept at least: of a worker's micro-batch of N images the N times as many hardest."""
+    sample_every: int = Field(1, ge=1)
+    """Look for the `min_kept` hardest in every n-th pixel of every n-th row (CCNet's released code: about 8)."""
+    auxiliary: bool = False
+    """Mine auxiliary scores too, each by its own probabilities (as PaddleSeg); False: they learn from all pixels."""
 
 
 class LossSpec(Spec):
@@ -122,6 +150,8 @@ class LossSpec(Spec):
     """
     aux_weight: float = Field(0.4, ge=0)
     """Weight of every auxiliary loss (those whose name starts with `aux`)."""
+    ohem: OhemSpec | None = None
+    """Learn from hard pixels only. An error where the network's loss has no cross-entropy of class scores."""
 
 
 class Recipe(Spec):
@@ -131,6 +161,7 @@ class Recipe(Spec):
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     augment: AugmentSpec = AugmentSpec()
+    sampling: SamplingSpec = SamplingSpec()
     loss: LossSpec = LossSpec()
     ema: EmaSpec | None = None
     """Average the weights over the steps."""

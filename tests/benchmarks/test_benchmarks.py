@@ -20,6 +20,7 @@ from benchmarks import (
     confusion,
     criss_cross,
     deciles,
+    eval_path,
     fastfcn,
     gpu,
     hmsa,
@@ -40,7 +41,8 @@ TINY = Effort(pairs=1, tiny=True)
 NAMES = {
     deciles: {f"deciles_{peer}{ending}" for peer in ("torch", "numpy") for ending in ("", "_224", "_float64")},
     codec: {"label_codec_bytes", "label_codec_encode", "label_codec_decode"},
-    confusion: {"confusion_numpy"},
+    confusion: {"confusion_numpy", "confusion_mmseg", "confusion_torchmetrics"},
+    eval_path: {"eval_path_memory", "eval_path_time"},
     position_attention: {"pam_time", "pam_memory"},
     criss_cross: {
         "cca_time",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,18 @@ from torch import Tensor, nn
 from jobs.specs import TrainJob
 from jobs.training.checkpoints import checkpoint_uri
 from jobs.training.loop import train
+from jobs.training.loss import total_loss
 from jobs.training.model import fresh_model
 from jobs.training.plan import TrainPlan, Worker, class_weights, usable_workers
 from jobs.training.points import PointLog, read_points
 from jobs.training.progress import StepTimer
-from jobs.training.step import total_loss
 from jobs.training.work import TrainWork, find_first_weights
 from pipelines import storage
-from pipelines.batches import BatchStream
+from pipelines.batch_plan import BatchPlan
 from pipelines.labels import LabelSpace
-from pipelines.samples import Part, SampleIndex, SampleOrder, build_index
+from pipelines.local_batches import LocalBatches
+from pipelines.order import SampleOrder
+from pipelines.samples import Part, SampleIndex, build_index
 from seg_models.checkpoints import save_model
 from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec
 from tests.jobs.ranks import run_ranks
@@ -111,14 +114,13 @@ def test_the_loss_of_a_step_is_weighted_leaves_void_out_and_adds_the_auxiliary_p
     train_alone(plan_of(index, tmp_path, recipe, log_every=1))
     torch.manual_seed(recipe.seed)
     model = TinySpec().build(3).train()
-    with BatchStream(
-        SampleOrder(index, lanes=4, seed=recipe.seed), augment=recipe.augment, global_batch=4, steps=1
-    ) as stream:
+    make_order = partial(SampleOrder, index, lanes=4, seed=recipe.seed)
+    with LocalBatches(BatchPlan(make_order, augment=recipe.augment, global_batch=4, steps=1)) as stream:
         batch = next(stream)
     assert bool((batch.labels == SPACE.void).any())
     weight = torch.tensor([0.1, 1.0, 1.0]) if change == "background" else None
     scores = model(batch.images).logits
-    expected = nn.functional.cross_entropy(scores, batch.labels, weight=weight, ignore_index=SPACE.void).item()
+    expected = nn.functional.cross_entropy(scores, batch.labels.long(), weight=weight, ignore_index=SPACE.void).item()
     expected *= 1.3 if change == "aux" else 1.0
     assert read_points(str(tmp_path))[0]["train/loss"] == pytest.approx(expected, rel=1e-5)
 
