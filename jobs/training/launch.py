@@ -51,6 +51,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
     """
 
     sizes: tuple[int, ...] = ()
+    data_workers: int = 0
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -59,7 +60,9 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         if self.sizes:
-            settings["scaling_policy"] = UsableSizes(self.scaling_config, sizes=self.sizes)
+            settings["scaling_policy"] = UsableSizes(
+                self.scaling_config, sizes=self.sizes, data_workers=self.data_workers
+            )
         return super()._initialize_and_run_controller(**settings)
 
 
@@ -104,7 +107,7 @@ def _train_group(
             scaling_config=_scaling(allocation, look_every_s=look_every_s),
             run_config=_run_config(f"{name}-{attempt}", scratch, allocation, max_failures=max_failures),
         )
-        trainer.sizes = allocation.sizes
+        trainer.sizes, trainer.data_workers = allocation.sizes, allocation.data_workers
         try:
             figures = trainer.fit().return_value
         except (TrainingFailedError, RayError) as error:
