@@ -24,7 +24,7 @@ from pipelines.labels import LabelSpace
 from pipelines.measures import Measures, MetricsSpec
 from pipelines.pictures import Picture, picture_views
 from pipelines.published import Checkpoint, check_same_classes, device_of, open_checkpoint, threads_of
-from pipelines.shards import ComputeSpec, ShardTask, run_shards
+from pipelines.shards import ComputeSpec, RunShards, ShardTask, run_shards
 from pipelines.tables import Dataset, Table
 from seg_models.predictor import PredictorSpec
 from seg_models.spec import did_you_mean
@@ -190,8 +190,11 @@ def run_evaluation(
     num_pictures: int,
     num_worst: int,
     metrics: MetricsSpec | None = None,
+    run: RunShards | None = None,
 ) -> EvaluationResult:
-    """Evaluate what was planned; Ray must be running. Beside the confusion matrix `metrics` is measured.
+    """Evaluate what was planned, on the Ray that is running, or as `run` says (`run_here`: in this process).
+
+    Beside the confusion matrix `metrics` is measured.
 
     Raises:
         ShardError: a worker failed.
@@ -212,7 +215,7 @@ def run_evaluation(
         "num_fixed": num_pictures,
         "num_worst": num_worst,
     }
-    stats = run_shards(
+    stats = (run or run_shards)(
         EvaluationWorker,
         tasks=[ShardTask(str(shard.key), shard, shard.num_rows) for shard in work.shards],
         worker_args=worker_args,

@@ -25,6 +25,9 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 """A network and images (N, 3, H, W) to scores (N, K, h, w)."""
 
 
+_CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.conv2d.default)
+
+
 @dataclass(frozen=True)
 class PassMemory:
     """What a forward pass takes beside the weights."""
@@ -52,7 +55,7 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self.hold(tensor)
-        if func is torch.ops.aten.convolution.default and result.device.type == "cpu":
+        if func in _CONVOLUTIONS and result.device.type == "cpu":
             scratch = _scratch_bytes(args[0], args[1], result)
             self.peak_bytes = max(self.peak_bytes, self.now_bytes + scratch)
         return result

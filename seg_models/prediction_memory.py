@@ -55,7 +55,8 @@ class PredictionMemory:
             tile: largest rows and columns of a tile of scores (K, r, c).
 
         Raises:
-            ValueError: one look alone takes more; the message tells the smallest limit that works.
+            ValueError: one look alone takes more (the message tells the smallest limit that works), or the memory of
+                the network cannot be foreseen.
         """
         key = (images.shape, images.dtype)
         if key not in self._known:
@@ -100,7 +101,11 @@ class PredictionMemory:
         key = (number, view.size, dtype)
         if key not in self._passes:
             shape = (number, 3, *view.size)
-            self._passes[key] = foresee(self._model, self._forward, shape=shape, dtype=dtype, device=self._device)
+            try:
+                found = foresee(self._model, self._forward, shape=shape, dtype=dtype, device=self._device)
+            except ValueError as error:
+                raise ValueError(f"predictor.memory_gb: {error}; leave it out") from error
+            self._passes[key] = found
         return self._passes[key]
 
     def _too_little(self, views: Sequence[View], least_bytes: int) -> str:

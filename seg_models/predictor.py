@@ -196,6 +196,19 @@ class Predictor:
             _, label[place] = largest(scores)
         return label
 
+    @torch.inference_mode()
+    def probability_tensors(self, images: Tensor) -> Tensor:
+        """Probabilities of all classes at every pixel, (N, K, H, W): K times the memory of the confidence.
+
+        Raises:
+            ValueError: other shapes, or `memory_gb` is too small, which this result is not counted in.
+        """
+        shape = self._empty_label(images).shape
+        found = torch.empty(shape[0], self.model.num_classes, *shape[1:], device=self.device)
+        for (number, rows, columns), scores, are_logits in self._tiles(images):
+            found[number, :, rows, columns] = torch.softmax(scores, dim=0) if are_logits else scores
+        return found
+
     def _one(self, image: NDArray[np.uint8]) -> Tensor:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"image must be uint8 (H, W, 3), found {image.dtype} {image.shape}")
@@ -209,7 +222,7 @@ class Predictor:
 
     def _tiles(self, images: Tensor) -> Iterator[tuple[tuple[int, slice, slice], Tensor, bool]]:
         """Place (image, rows, columns), mean scores (K, r, c) of each tile, and whether they are logits."""
-        images = images if images.dtype == torch.uint8 else images.float()
+        images = images.to(self.device) if images.dtype == torch.uint8 else images.to(self.device).float()
         height, width = images.shape[-2:]
         views = self._views(height, width)
         seen = self._seen(images, views)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -34,12 +34,16 @@ class Allocation:
     """Threads of each worker that decode and augment, where there are no data workers."""
     data_workers: int = 0
     """Actors of one CPU, anywhere in the cluster, that decode and augment for all workers."""
+    sizes: tuple[int, ...] = ()
+    """Of a group that grows and shrinks: the numbers of workers it may have, in order."""
 
     def text(self) -> str:
         """For a person."""
         gpu = " and 1 GPU" if self.device == "cuda" else ""
         data = f"{self.data_workers} data workers" if self.data_workers else f"{self.data_threads} data threads"
-        return f"{self.workers} x {self.cpus:g} CPU{gpu}, {self.threads} torch threads, {data}"
+        other = ", ".join(str(size) for size in self.sizes if size != self.workers)
+        elastic = f" (or {other} workers, as there is room)" if other else ""
+        return f"{self.workers} x {self.cpus:g} CPU{gpu}, {self.threads} torch threads, {data}{elastic}"
 
 
 def this_machine() -> list[Node]:
@@ -84,6 +88,39 @@ def allocate(
         data_threads=min(MAX_DATA_THREADS, max(2, share)) if use_gpu else max(1, share // 4),
         data_workers=data_workers,
     )
+
+
+def allocate_elastic(
+    nodes: Sequence[Node],
+    *,
+    sizes: Sequence[int],
+    device: Literal["auto", "cpu", "cuda"],
+    threads: int | None,
+    data_workers: int = 0,
+) -> Allocation:
+    """Size the workers for the largest group of which each has a whole CPU now (and a GPU, where GPUs are used).
+
+    Workers of other sizes of the group get the same. `auto` takes GPUs where there are enough for the smallest group.
+
+    Raises:
+        ValueError: GPUs were asked for and there are too few for the smallest group, or data workers leave no CPU.
+    """
+    gpus = int(sum(int(node.gpus) for node in nodes))
+    use_gpu = device == "cuda" or (device == "auto" and gpus >= sizes[0])
+    fitting = [
+        size
+        for size in sizes
+        if cpus_per_worker(nodes, workers=size, use_gpu=use_gpu, data_workers=data_workers) >= 1
+        and (not use_gpu or size <= gpus)
+    ]
+    found = allocate(
+        nodes,
+        workers=max(fitting, default=sizes[0]),
+        device="cuda" if use_gpu else "cpu",
+        threads=threads,
+        data_workers=data_workers,
+    )
+    return replace(found, sizes=tuple(sizes))
 
 
 def check_data_workers(data_workers: int, *, cpus: float) -> None:

@@ -306,7 +306,7 @@ def test_an_image_of_another_size_than_its_label_is_skipped(tmp_path: Path, wron
 
 
 def test_the_job_writes_figures_pictures_and_tables_and_a_run_in_mlflow(
-    dataset: Dataset, wrong: str, tmp_path: Path, mlflow_database: str, ray_local: None
+    dataset: Dataset, wrong: str, measured: EvaluationResult, tmp_path: Path, mlflow_database: str, ray_local: None
 ) -> None:
     out = tmp_path / "out"
     job = EvaluateJob(
@@ -314,8 +314,10 @@ def test_the_job_writes_figures_pictures_and_tables_and_a_run_in_mlflow(
         dataset=dataset.root,
         labels="bordered",
         output=str(out),
+        metrics=METRICS,
         num_pictures=3,
         num_worst=1,
+        compute=ComputeSpec(actors=2, cpus=1),
         tracking=TrackingSpec(uri=mlflow_database),
         report=False,
     )
@@ -324,6 +326,9 @@ def test_the_job_writes_figures_pictures_and_tables_and_a_run_in_mlflow(
     stored = json.loads((out / "result.json").read_text())
     assert stored == json.loads(json.dumps(table))
     assert stored["miou"] == pytest.approx(miou)
+    assert {name: stored[name] for name in measured.figures} == measured.figures, (
+        "as one worker has them, to the last bit"
+    )
     assert EvaluateJob.model_validate_json((out / "job.json").read_text()) == job
     rows = list(csv.DictReader((out / "per_class.csv").open()))
     assert [float(row["iou"]) for row in rows] == pytest.approx(ious)
@@ -337,6 +342,8 @@ def test_the_job_writes_figures_pictures_and_tables_and_a_run_in_mlflow(
     run = client.get_run(stored["mlflow"]["run_id"])
     assert run.data.metrics["val/miou"] == pytest.approx(miou)
     assert run.data.metrics["val/iou/red"] == pytest.approx(ious[1])
+    figures = ("fwiou", "mean_accuracy", "boundary_f_1px", "boundary_f_3px", "ece")
+    assert {name: run.data.metrics[f"val/{name}"] for name in figures} == {name: stored[name] for name in figures}
     assert client.get_metric_history(run.info.run_id, "val/miou")[0].step == 7
     assert run.data.tags["architecture"] == "tests.oracle_model:OracleSpec"
     assert run.inputs.dataset_inputs[0].dataset.digest == stored["dataset"]["fingerprint"][:36]
