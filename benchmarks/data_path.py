@@ -5,16 +5,18 @@
 Both decode the same photographs and label maps, augment them by the same function as the CamVid recipes do, and hand
 out batches of 16 as uint8, made by two workers beside the process that takes them. Ours reads shards of a dataset:
 `data_path_dataloader` by Ray Data's workers, `data_path_dataloader_threads` in threads of the taking process. The peer
-is a `Dataset` over JPEG and PNG files in `DataLoader(num_workers=2)`. Counted is the steady state: the CPU time of the
-taking process and of the workers between two batches in the midst of a run. What Ray's own services burn meanwhile is
-printed apart.
+is a `Dataset` over JPEG and PNG files in `DataLoader(num_workers=2)`. Counted is the steady state in the midst of a
+run: the CPU time of the taking process for each image it took, and that of the workers for each image they began, for
+they are ahead of it by now more, now less. What Ray's own services burn meanwhile is printed apart.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -37,8 +39,8 @@ from pipelines.batch_plan import BatchPlan
 from pipelines.batches import open_batches
 from pipelines.codecs import encode_label
 from pipelines.labels import LabelSpace
-from pipelines.order import SampleOrder, sample_rng
-from pipelines.samples import Part, build_index
+from pipelines.order import Sample, SampleOrder, sample_rng
+from pipelines.samples import Part, SampleIndex, build_index
 from pipelines.shards import ComputeSpec
 from pipelines.sources.camvid import CLASSES, UNLABELLED
 from pipelines.transforms import augment
@@ -47,7 +49,6 @@ from seg_models.recipes.shared import CAMVID
 NAMES = ("data_path_dataloader", "data_path_dataloader_threads")
 NUM_WORKERS, BATCH, SHARD_ROWS = 2, 16, 64
 SPACE = LabelSpace(names=tuple(CLASSES))
-WORKERS = ("ray::MapWorker", "multiprocessing", "DataLoader", "pt_data_worker", "--multiprocessing-fork")
 SAME_PRIORITY = {"RAY_worker_niceness": "0"}
 """Else Ray's workers stand back wherever anything else runs, while the driver's clock ticks on."""
 
@@ -57,8 +58,7 @@ Pair = tuple[bytes, NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class Lengths:
-    """Batches of a run; whole rounds of our data workers (27 batches are four), so that as much is ahead at the end of
-    what is counted as at its beginning."""
+    """Batches of a run."""
 
     warm: int
     counted: int
@@ -66,11 +66,34 @@ class Lengths:
     """Behind those that are counted, so that workers never run out of work."""
 
 
+class Tally:
+    """How many samples a worker has begun, and its CPU time then, in a file of its own."""
+
+    EVERY = 8
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._begun = folder, 0
+
+    def add(self) -> None:
+        """One more."""
+        if self._begun % self.EVERY == 0:
+            part = self._folder / f".{os.getpid()}"
+            part.write_text(json.dumps((self._begun, time.process_time())))
+            part.rename(self._folder / str(os.getpid()))
+        self._begun += 1
+
+    @staticmethod
+    def read(folder: Path) -> dict[int, tuple[int, float]]:
+        """Samples and CPU-seconds of every worker, by process id."""
+        told = {int(file.name): json.loads(file.read_text()) for file in folder.glob("[0-9]*")}
+        return {pid: (begun, cpu_s) for pid, (begun, cpu_s) in told.items()}
+
+
 def entries(effort: Effort) -> Entries:
     """Runs of ours, both ways, and of the DataLoader in turns."""
     if not (PROC / "self/stat").exists():
         return dict.fromkeys(NAMES, Skipped(f"needs {PROC}/self/stat"))
-    lengths = Lengths(1, 2, ahead=4) if effort.tiny else Lengths(27, 54)
+    lengths = Lengths(1, 2, ahead=4) if effort.tiny else Lengths(24, 64)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pairs = photographs(32 if effort.tiny else 256)
@@ -87,8 +110,8 @@ def entries(effort: Effort) -> Entries:
 
 
 def measure(root: str, files: Sequence[Path], lengths: Lengths, *, pairs: int) -> dict[str, list[tuple[float, float]]]:
-    """Images per CPU-second, and the cores that other processes kept busy, of every run by its way."""
-    ways: dict[str, Callable[[], AbstractContextManager[Iterator[Any]]]] = {
+    """Images per CPU-second, and the cores that Ray's services kept busy, of every run by its way."""
+    ways: dict[str, Callable[[Path], AbstractContextManager[Iterator[Any]]]] = {
         "ray": partial(ours, root, lengths, data_workers=NUM_WORKERS),
         "threads": partial(ours, root, lengths, data_workers=0),
         "loader": partial(loader, files, lengths),
@@ -97,36 +120,55 @@ def measure(root: str, files: Sequence[Path], lengths: Lengths, *, pairs: int) -
     with mock.patch.dict(os.environ, SAME_PRIORITY), ray_session(ComputeSpec(), num_cpus=NUM_WORKERS + 1):
         for _ in range(pairs):
             for way, opened in ways.items():
-                with opened() as batches:
-                    rates[way].append(images_per_cpu_s(batches, lengths))
+                # workers may still be writing while they are ended
+                with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tally, opened(Path(tally)) as batches:
+                    rates[way].append(images_per_cpu_s(batches, lengths, Path(tally), alone=way == "threads"))
     return rates
 
 
-def images_per_cpu_s(batches: Iterator[Any], lengths: Lengths) -> tuple[float, float]:
-    """Rate of the batches that are counted, and the cores that other processes below this one kept busy."""
+def images_per_cpu_s(batches: Iterator[Any], lengths: Lengths, tally: Path, *, alone: bool) -> tuple[float, float]:
+    """Rate in the steady state, and the cores that processes which are neither this one nor a worker kept busy.
+
+    Args:
+        alone: there are no workers beside this process.
+    """
     for _ in range(lengths.warm):
         next(batches)
-    before = spent()
+    before, own_s, wall_s, others_s = Tally.read(tally), time.process_time(), time.monotonic(), services_s(tally)
     for _ in range(lengths.counted):
         next(batches)
-    after = spent()
-    work, services, wall = (later - earlier for later, earlier in zip(after, before, strict=True))
-    return lengths.counted * BATCH / work, services / wall
+    after = Tally.read(tally)
+    each_s = (time.process_time() - own_s) / (lengths.counted * BATCH)
+    services = (services_s(tally) - others_s) / (time.monotonic() - wall_s)
+    if not alone:
+        begun, cpu_s = np.subtract([after[pid] for pid in before], list(before.values())).sum(axis=0)
+        each_s += cpu_s / begun
+    return 1 / each_s, services
 
 
-def spent() -> tuple[float, float, float]:
-    """CPU-seconds of this process and its workers, of all others below it, and the clock."""
-    running = family(os.getpid())
-    mine = {pid for pid, one in running.items() if pid == os.getpid() or any(mark in one.command for mark in WORKERS)}
-    work = sum(running[pid].cpu_s for pid in mine)
-    times = os.times()
-    return work, sum(one.cpu_s for one in running.values()) - work, times.elapsed
+def services_s(tally: Path) -> float:
+    """CPU-seconds of all processes below this one but its workers."""
+    workers = {os.getpid(), *Tally.read(tally)}
+    return sum(one.cpu_s for pid, one in family(os.getpid()).items() if pid not in workers)
+
+
+class TalliedOrder(SampleOrder):
+    """An order that counts what a data worker asks of it."""
+
+    def __init__(self, index: SampleIndex, *, folder: Path) -> None:
+        super().__init__(index, lanes=48, seed=0)
+        self._tally = Tally(folder)
+
+    def sample(self, position: int) -> Sample:
+        """The sample at a position of the run."""
+        self._tally.add()
+        return super().sample(position)
 
 
 @contextmanager
-def ours(root: str, lengths: Lengths, *, data_workers: int) -> Iterator[Iterator[Any]]:
+def ours(root: str, lengths: Lengths, tally: Path, *, data_workers: int) -> Iterator[Iterator[Any]]:
     """Our batches of a dataset."""
-    make_order = partial(SampleOrder, build_index([Part(dataset=root)]), lanes=48, seed=0)
+    make_order = partial(TalliedOrder, build_index([Part(dataset=root)]), folder=tally)
     steps = lengths.warm + lengths.counted + lengths.ahead
     plan = BatchPlan(make_order, augment=CAMVID, global_batch=BATCH, steps=steps)
     with open_batches(plan, data_workers=data_workers, threads=NUM_WORKERS) as batches:
@@ -134,15 +176,18 @@ def ours(root: str, lengths: Lengths, *, data_workers: int) -> Iterator[Iterator
 
 
 @contextmanager
-def loader(files: Sequence[Path], lengths: Lengths) -> Iterator[Iterator[Any]]:
+def loader(files: Sequence[Path], lengths: Lengths, tally: Path) -> Iterator[Iterator[Any]]:
     """The peer's batches of files."""
     steps = lengths.warm + lengths.counted + lengths.ahead
     order = np.random.default_rng(0).integers(0, len(files), steps * BATCH).tolist()
-    batches = iter(
-        DataLoader(
-            Files(files), batch_size=BATCH, sampler=order, num_workers=NUM_WORKERS, multiprocessing_context="forkserver"
-        )
+    loaded = DataLoader(
+        Files(files, tally),
+        batch_size=BATCH,
+        sampler=order,
+        num_workers=NUM_WORKERS,
+        multiprocessing_context="forkserver",
     )
+    batches = iter(loaded)
     try:
         yield batches
     finally:
@@ -152,11 +197,12 @@ def loader(files: Sequence[Path], lengths: Lengths) -> Iterator[Iterator[Any]]:
 class Files(Dataset[tuple[str, Tensor, Tensor]]):
     """An image file with its label beside it, as people write it for a DataLoader."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = files
+    def __init__(self, files: Sequence[Path], tally: Path) -> None:
+        self._files, self._tally = files, Tally(tally)
 
     def __getitem__(self, number: int) -> tuple[str, Tensor, Tensor]:
-        path = self.files[number]
+        self._tally.add()
+        path = self._files[number]
         image = np.array(Image.open(path).convert("RGB"))
         label = np.array(Image.open(path.with_suffix(".png")))
         rng = sample_rng(path.name, seed=0, epoch=0, repeat=0, phase=0)

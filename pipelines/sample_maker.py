@@ -117,5 +117,11 @@ class SampleMaker:
 
 
 def blank_batch(num: int, *, crop: tuple[int, int], dtype: np.dtype[Any]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """Room for images (num, 3, h, w) and labels (num, h, w)."""
-    return np.empty((num, 3, *crop), np.uint8), np.empty((num, *crop), dtype)
+    """Room for images (num, 3, h, w) and labels (num, h, w).
+
+    In one piece: from 4 MB on numpy asks for huge pages, which are 500 times fewer to make ready.
+    """
+    num_pixels = num * crop[0] * crop[1]
+    split = num_pixels * dtype.itemsize
+    room = np.empty(split + 3 * num_pixels, np.uint8)
+    return room[split:].reshape(num, 3, *crop), room[:split].view(dtype).reshape(num, *crop)
