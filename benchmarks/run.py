@@ -12,12 +12,15 @@ from benchmarks import (
     codec,
     confusion,
     criss_cross,
+    data_path,
     deciles,
+    eval_path,
     fastfcn,
     hmsa,
     position_attention,
     ray_pssl_loop,
     smoothgrad,
+    train_step,
     upsample_ce,
 )
 from benchmarks.measure import Benchmark, command
@@ -26,6 +29,7 @@ SUITE: tuple[Benchmark, ...] = (
     deciles.entries,
     codec.entries,
     confusion.entries,
+    eval_path.entries,
     smoothgrad.entries,
     fastfcn.entries,
     hmsa.entries,
@@ -33,6 +37,8 @@ SUITE: tuple[Benchmark, ...] = (
     position_attention.entries,
     upsample_ce.entries,
     ray_pssl_loop.entries,
+    data_path.entries,
+    train_step.entries,
 )
 
 if __name__ == "__main__":

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 
 from pipelines import storage
 from pipelines.labels import LabelSpace
+from pipelines.order import SampleOrder
 from pipelines.samples import SampleIndex
+from pipelines.sampling import epoch_samples, make_order
 from seg_models.checkpoints import MODEL_FILE
 from seg_models.recipes.recipe import Recipe
+
+Metric = Literal["miou", "pixel_accuracy"]
+"""What validations are compared by; more is better."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,19 @@ class Tracking:
     """The MLflow run that the points go to."""
 
     run_id: str
+    """Empty where the driver has not reached the server yet; it notes the id in the run's folder when it has."""
     uri: str
+
+
+@dataclass(frozen=True)
+class ValidationPlan:
+    """Validations beside the training."""
+
+    every: int
+    """Steps between them."""
+    metric: Metric = "miou"
+    patience: int | None = None
+    """Validations without gain after which the run ends."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +52,39 @@ class TrainPlan:
     identity: dict[str, Any]
     init_from: str | None = None
     accumulate: int = 1
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    reduce: Literal["auto", "all_reduce", "ordered"] = "auto"
     threads: int = 1
     """Torch threads of a worker."""
     data_threads: int = 2
-    """Threads of a worker that decode and augment."""
+    """Threads of a worker that decode and augment, where it has no data workers."""
+    data_workers: int = 0
+    """Actors of Ray Data that decode and augment, of all workers together; 0: threads of the workers do."""
     deterministic: bool = True
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     log_every: int = 20
+    profile_steps: tuple[int, int] | None = None
     tracking: Tracking | None = None
+    save_timeout_s: float = 600.0
+    """Seconds after which a checkpoint that is still being written is given up."""
+    max_workers: int = 1
+    """The largest size of the group; `accumulate` belongs to it."""
+    validation: ValidationPlan | None = None
 
     @property
     def label_space(self) -> LabelSpace:
         """The classes of the data."""
         return self.index.label_space
+
+    @cached_property
+    def epoch_steps(self) -> float:
+        """Steps of an epoch; need not be whole."""
+        recipe = self.recipe
+        return epoch_samples(recipe.sampling, self.index, steps=recipe.steps) / recipe.global_batch
 
 
 @dataclass(frozen=True)
@@ -58,6 +94,55 @@ class Worker:
     rank: int
     world: int
     device: torch.device
+
+
+def usable_sizes(smallest: int, largest: int, *, recipe: Recipe, accumulate: int) -> tuple[int, ...]:
+    """The numbers of workers in a range that divide lanes and global batch (with accumulation), in order.
+
+    Raises:
+        ValueError: none does, or the accumulation steps do not divide the global batch.
+    """
+    found: list[int] = []
+    for workers in range(largest, smallest - 1, -1):
+        size = usable_workers(workers, recipe=recipe, accumulate=accumulate)
+        if size == workers:
+            found.append(size)
+    if not found:
+        below = usable_workers(largest, recipe=recipe, accumulate=accumulate)
+        raise ValueError(
+            f"workers.min = {smallest}: no number of workers from {smallest} to {largest} divides {recipe.lanes} lanes "
+            f"and a global batch of {recipe.global_batch} with accumulate = {accumulate}; the next below is {below}"
+        )
+    return tuple(reversed(found))
+
+
+def passes_of(plan: TrainPlan, worker: Worker) -> int:
+    """Micro-batches of a step. A smaller group on GPUs takes more, so that none needs more memory than in the largest.
+
+    On CPUs their number stays the same, and batch norm sees the same images whatever the size of the group.
+    """
+    batch = plan.recipe.global_batch
+    if worker.device.type != "cuda" or worker.world >= plan.max_workers:
+        return plan.accumulate
+    largest = batch // (plan.accumulate * plan.max_workers)
+    sizes = (size for size in range(largest, 0, -1) if batch % (size * worker.world) == 0)
+    return batch // (next(sizes) * worker.world)
+
+
+def sample_order(recipe: Recipe, index: SampleIndex) -> SampleOrder:
+    """The order of the samples of a run.
+
+    Raises:
+        ValueError: sampling settings that do not fit the data.
+    """
+    return make_order(
+        recipe.sampling,
+        index,
+        steps=recipe.steps,
+        global_batch=recipe.global_batch,
+        lanes=recipe.lanes,
+        seed=recipe.seed,
+    )
 
 
 def run_identity(recipe: Recipe, index: SampleIndex, *, init_from: str | None) -> dict[str, Any]:
@@ -70,6 +155,7 @@ def run_identity(recipe: Recipe, index: SampleIndex, *, init_from: str | None) -
         "recipe": recipe.model_dump(mode="json"),
         "label_space": index.label_space.model_dump(mode="json"),
         "data": [summary.fingerprint for summary in index.parts],
+        "parts": [{"name": summary.part.name, "weight": summary.part.weight} for summary in index.parts],
         "init_from": None if init_from is None else _model_hash(init_from),
     }
 

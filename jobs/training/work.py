@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.specs import TrainData, TrainJob
+from jobs.specs import LabelledSplit, TrainJob
 from jobs.tracked_run import Run
+from jobs.training.checkpoints import checkpoint_steps
 from jobs.training.model import local_weights
-from jobs.training.plan import Tracking, TrainPlan, class_weights, run_identity, usable_workers
-from jobs.training.resources import Allocation, allocate, this_machine
-from jobs.training.resume import check_identity, check_same_run, checkpoint_steps
+from jobs.training.plan import (
+    Tracking,
+    TrainPlan,
+    ValidationPlan,
+    class_weights,
+    run_identity,
+    sample_order,
+    usable_sizes,
+    usable_workers,
+)
+from jobs.training.resources import Allocation, Node, allocate, allocate_elastic, this_machine
+from jobs.training.resume import check_identity, check_same_run
+from jobs.training.sampling_table import check_sampling, planned_table, sampling_table
 from pipelines import storage
+from pipelines.centroids import complete_index, known_index
 from pipelines.samples import Part, SampleIndex, build_index
+from pipelines.sampling import epoch_samples
 from seg_models.backbones.timm_backbone import find_weights
 from seg_models.models import describe_model
 
@@ -26,8 +40,28 @@ class TrainWork:
     run: str
     index: SampleIndex
     identity: dict[str, Any]
-    workers: int
-    """Workers that divide lanes and global batch."""
+    sizes: tuple[int, ...]
+    """Numbers of workers that divide lanes and global batch, in order: one, or those of an elastic group."""
+
+    @property
+    def workers(self) -> int:
+        """The largest number of workers that train."""
+        return self.sizes[-1]
+
+    def allocate(self, nodes: Sequence[Node]) -> Allocation:
+        """What the workers take of these machines.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        job = self.job
+        if len(self.sizes) > 1:
+            return allocate_elastic(
+                nodes, sizes=self.sizes, device=job.device, threads=job.threads, data_workers=job.data_workers
+            )
+        return allocate(
+            nodes, workers=self.workers, device=job.device, threads=job.threads, data_workers=job.data_workers
+        )
 
 
 def check_job(job: TrainJob) -> TrainWork:
@@ -40,19 +74,37 @@ def check_job(job: TrainJob) -> TrainWork:
     run_uri = storage.join(storage.normalise(job.output), job.name)
     index = build_index([part_of(data) for data in job.data])
     class_weights(job.recipe, index.label_space)
+    check_sampling(job.recipe, index)
     for summary in index.parts:
         if summary.num_missing_shards:
             print(f"{summary.part}: {summary.num_missing_shards} shards have no labels yet and are left out")
     _check_validation(job, index)
+    identity = run_identity(job.recipe, index, init_from=job.init_from)
+    return TrainWork(job, run_uri, index, identity, _sizes(job))
+
+
+def _sizes(job: TrainJob) -> tuple[int, ...]:
+    """The numbers of workers that may train; says which of those asked for may not."""
+    if not isinstance(job.workers, int):
+        sizes = usable_sizes(job.workers.min, job.workers.max, recipe=job.recipe, accumulate=job.accumulate)
+        left_out = sorted(set(range(job.workers.min, job.workers.max + 1)) - set(sizes))
+        if left_out:
+            print(f"{_shape(job)}: groups of {_listed(sizes)} workers train, never {_listed(left_out)}")
+        return sizes
     workers = usable_workers(job.workers, recipe=job.recipe, accumulate=job.accumulate)
     if workers < job.workers:
-        print(
-            f"workers = {job.workers} does not divide {job.recipe.lanes} lanes and a global batch of "
-            f"{job.recipe.global_batch} with accumulate = {job.accumulate}: "
-            f"{workers} train, {job.workers - workers} idle"
-        )
-    identity = run_identity(job.recipe, index, init_from=job.init_from)
-    return TrainWork(job, run_uri, index, identity, workers)
+        print(f"workers = {job.workers} does not divide {_shape(job)}: {workers} train, {job.workers - workers} idle")
+    return (workers,)
+
+
+def _shape(job: TrainJob) -> str:
+    return (
+        f"{job.recipe.lanes} lanes and a global batch of {job.recipe.global_batch} with accumulate = {job.accumulate}"
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def find_first_weights(work: TrainWork, *, fetch: bool) -> None:
@@ -73,9 +125,21 @@ def _check_validation(job: TrainJob, index: SampleIndex) -> None:
         raise ValueError(f"validate_on: the class list of {part} is not that of the training data")
 
 
-def part_of(data: TrainData) -> Part:
+def part_of(data: LabelledSplit) -> Part:
     """The same as the pipelines call it."""
-    return Part(dataset=storage.normalise(data.dataset), labels=data.labels, split=data.split)
+    return Part(**{**data.model_dump(), "dataset": storage.normalise(data.dataset)})
+
+
+def look_at_labels(work: TrainWork) -> TrainWork:
+    """The work with what its sampling must know of the labels; a stage on the running Ray, once per label set.
+
+    Raises:
+        ShardError: a label cannot be read.
+        ValueError: nothing to draw by class.
+    """
+    index = complete_index(work.index, work.job.recipe.sampling, compute=work.job.compute, run=work.run)
+    sample_order(work.job.recipe, index)
+    return replace(work, index=index)
 
 
 def finished_result(work: TrainWork) -> dict[str, Any] | None:
@@ -117,14 +181,29 @@ def make_plan(work: TrainWork, allocation: Allocation, tracked: Run) -> TrainPla
         init_from=None if job.init_from is None else storage.normalise(job.init_from),
         accumulate=job.accumulate,
         precision=job.precision,
+        channels_last=job.channels_last,
+        compile=job.compile,
+        parallel=job.parallel,
+        reduce=job.reduce,
         threads=allocation.threads,
         data_threads=allocation.data_threads,
+        data_workers=allocation.data_workers,
         deterministic=job.deterministic,
         checkpoint_every=job.checkpoint_every,
         keep_checkpoints=job.keep_checkpoints,
         log_every=job.log_every,
-        tracking=Tracking(tracked.run_id, tracked.tracking_uri) if tracked.run_id else None,
+        profile_steps=job.profile_steps,
+        tracking=Tracking(tracked.run_id, tracked.tracking_uri) if tracked.tracking_uri else None,
+        save_timeout_s=job.save_timeout_s,
+        max_workers=work.workers,
+        validation=_validation_plan(job),
     )
+
+
+def _validation_plan(job: TrainJob) -> ValidationPlan | None:
+    if job.validate_every is None:
+        return None
+    return ValidationPlan(job.validate_every, metric=job.validate_metric, patience=job.patience)
 
 
 def plan_table(work: TrainWork) -> dict[str, Any]:
@@ -136,18 +215,21 @@ def plan_table(work: TrainWork) -> dict[str, Any]:
     recipe = work.job.recipe
     info = describe_model(recipe.model, num_classes=work.index.label_space.num_classes, size=recipe.augment.crop)
     images = recipe.steps * recipe.global_batch
+    known = known_index(work.index, recipe.sampling, run=work.run)
+    length = None if known is None else epoch_samples(recipe.sampling, known, steps=recipe.steps)
     return {
         "run": work.run,
         "samples": work.index.num_samples,
         "data": parts_table(work),
+        "sampling": planned_table(recipe, work.index) if known is None else sampling_table(recipe, known),
         "classes": work.index.label_space.num_classes,
         "steps": recipe.steps,
-        "epochs": round(images / work.index.num_samples, 3),
+        "epochs": None if length is None else round(images / length, 3),
         "parameters": info.params,
         "gmac_per_image": round(info.gmac, 3),
         "checkpoint_mb": round(checkpoint_bytes(work, info.params) / 1e6, 1),
         "kept_checkpoints": work.job.keep_checkpoints,
-        "workers": work.workers,
+        "workers": work.workers if len(work.sizes) == 1 else list(work.sizes),
         "images_per_worker_and_pass": recipe.global_batch // (work.workers * work.job.accumulate),
         "resources": resources_text(work),
     }
@@ -167,10 +249,10 @@ def parts_table(work: TrainWork) -> list[dict[str, Any]]:
 
 
 def checkpoint_bytes(work: TrainWork, params: int) -> int:
-    """Size of a checkpoint: weights, and one (SGD) or two (AdamW) float32 values per weight of the optimizer."""
+    """Size of a checkpoint: weights, averaged ones, and one (SGD) or two (AdamW) float32 values a weight."""
     optimizer = work.job.recipe.optimizer
     copies = 3 if optimizer.kind == "adamw" else 1 + (optimizer.momentum > 0)
-    return 4 * params * copies
+    return 4 * params * (copies + (work.job.recipe.ema is not None))
 
 
 def resources_text(work: TrainWork) -> str:
@@ -182,4 +264,4 @@ def resources_text(work: TrainWork) -> str:
     cluster = work.job.compute.cluster
     if cluster is not None:
         return f"of the cluster at {cluster}, checked when the job starts"
-    return allocate(this_machine(), workers=work.workers, device=work.job.device, threads=work.job.threads).text()
+    return work.allocate(this_machine()).text()

@@ -89,6 +89,31 @@ def test_the_page_of_an_evaluation_shows_its_figures(evaluation: Path) -> None:
     assert len(page.values("img", "src")) == 6
 
 
+def test_boundaries_and_calibration_have_a_chart_and_a_table(evaluation: Path) -> None:
+    boundary = [
+        {"px": px, "f": f, "precision": 0.75, "recall": f, "published_f": 0.875} for px, f in ((1, 0.25), (3, 0.625))
+    ]
+    bins = [
+        {"low": 0.0, "high": 0.5, "pixels": 0, "confidence": None, "accuracy": None},
+        {"low": 0.5, "high": 1.0, "pixels": 8, "confidence": 0.75, "accuracy": 0.5},
+    ]
+    calibration = {"ece": 0.25, "largest_error": 0.25, "mean_confidence": 0.75, "bins": bins}
+    write_run(evaluation, evaluation_result(boundary=boundary, calibration=calibration, ece=0.25))
+    text = Path(write_report(str(evaluation))).read_text()
+    assert text.index('<section id="boundary-f">') < text.index('<section id="calibration">')
+    assert 'aria-label="boundary F by width"' in text
+    assert "F, width, pixels 3: 0.625" in text
+    assert "confidence 0.750, accuracy 0.500, 8 pixels (100.0%), bin 0.500 to 1.000" in text
+    assert text.count("<g><title>") == 1, "an empty bin has no bar"
+    assert "calibration error" in text
+
+
+def test_what_was_not_measured_has_no_section(evaluation: Path) -> None:
+    text = Path(write_report(str(evaluation))).read_text()
+    assert "boundary-f" not in text
+    assert 'id="calibration"' not in text
+
+
 def test_the_page_can_be_read_aloud_in_the_dark_on_a_phone_and_in_print(evaluation: Path) -> None:
     page = page_of(evaluation)
     assert all(page.values("img", "alt"))
@@ -123,12 +148,18 @@ def test_the_verb_writes_the_page_and_a_dry_run_does_not(evaluation: Path) -> No
 def test_the_page_of_a_training_shows_its_curves(tmp_path: Path) -> None:
     lines = [{"step": step, "train/loss": 2.0 / step, "train/lr": 0.1 - step / 100} for step in range(1, 5)]
     data = [{"dataset": "d", "labels": "human", "split": "train", "samples": 7}]
-    folder = write_run(tmp_path, {"verb": "train", "steps": 4, "loss": 0.5, "data": data, "transfer": "kept 3"})
+    parts = [{"part": "fine", "drawn": "0.5 by class", "share": 0.875, "epochs": 2.5}]
+    classes = [{"class": "bus", "centroids": 41, "per_epoch": 3}]
+    sampling = [{"steps": [0, 4], "parts": parts, "classes": classes}]
+    result = {"verb": "train", "steps": 4, "loss": 0.5, "data": data, "sampling": sampling, "transfer": "kept 3"}
+    folder = write_run(tmp_path, result)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = page_of(folder)
     assert len(page.values("polyline", "points")) == 2
     assert "loss, step 4: 0.5" in page.text
     assert "kept 3" in page.text
+    assert "0–4fine0.5 by class87.5%2.5" in page.text
+    assert "0–4bus413" in page.text
 
 
 def test_the_page_of_a_label_set_shows_image_label_and_confidence(tmp_path: Path) -> None:
