@@ -90,7 +90,8 @@ class SeenView:
                 found = scores.new_empty((len(looks), *scores.shape[1:]), dtype=torch.float32)
             found[chunk] = scores[:, self._order] if self._view.mirrored else scores
         assert found is not None
-        return found.unflatten(0, (len(self._view.columns), len(self._images)))
+        by_column: Tensor = found.unflatten(0, (len(self._view.columns), len(self._images)))
+        return by_column
 
     def _enlarged(self, number: int, rows: slice, columns: slice) -> Iterator[tuple[Tensor, slice, slice]]:
         """What each look says about the pixels of a tile that it sees, and which rows and columns these are."""
