@@ -26,6 +26,7 @@ from benchmarks import (
     gpu,
     hmsa,
     position_attention,
+    prediction,
     ray_pssl_loop,
     run,
     smoothgrad,
@@ -61,6 +62,12 @@ NAMES = {
     },
     upsample_ce: {
         f"upsample_ce{ending}_{what}" for ending in ("", "_weighted", "_ohem", "_150") for what in ("time", "memory")
+    },
+    prediction: {
+        "prediction_windows_time",
+        "prediction_windows_memory",
+        "prediction_scales_time",
+        "prediction_network_memory",
     },
     fastfcn: {"fastfcn_dilated_time", "fastfcn_dilated_gmac"},
     hmsa: {"hmsa_pair_gmac"},
