@@ -12,6 +12,7 @@ from benchmarks import (
     codec,
     confusion,
     criss_cross,
+    data_path,
     deciles,
     eval_path,
     fastfcn,
@@ -19,6 +20,7 @@ from benchmarks import (
     position_attention,
     ray_pssl_loop,
     smoothgrad,
+    train_step,
     upsample_ce,
 )
 from benchmarks.measure import Benchmark, command
@@ -35,6 +37,8 @@ SUITE: tuple[Benchmark, ...] = (
     position_attention.entries,
     upsample_ce.entries,
     ray_pssl_loop.entries,
+    data_path.entries,
+    train_step.entries,
 )
 
 if __name__ == "__main__":

@@ -191,6 +191,9 @@ class TrainJob(Job):
     """Compile the network with torch.compile; the first steps take minutes, a C++ compiler is needed on a CPU."""
     threads: int | None = None
     """Torch threads of each worker; default: its share of the CPUs."""
+    data_workers: int = Field(0, ge=0)
+    """Ray Data actors of one CPU each, anywhere in the cluster, that decode and augment for all workers together; 0:
+    threads of the workers do. The batches are the same bytes."""
     deterministic: bool = True
     """Deterministic algorithms, so that resume equals no interruption."""
     checkpoint_every: int = Field(500, gt=0)
@@ -238,6 +241,15 @@ class TrainJob(Job):
                     f"profile_steps must be (first, last) with 1 <= first <= last <= {steps} (recipe.steps), "
                     f"found {self.profile_steps}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_data_workers(self) -> Self:
+        if 0 < self.data_workers < self.max_workers:
+            raise ValueError(
+                f"data_workers = {self.data_workers}: each of {self.max_workers} workers needs one of its own; use "
+                f"{self.max_workers} or more, or 0 for threads"
+            )
         return self
 
     @model_validator(mode="after")

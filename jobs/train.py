@@ -36,6 +36,7 @@ from jobs.training.work import (
     plan_table,
 )
 from pipelines import storage
+from pipelines.batches import STORE_BYTES
 from pipelines.evaluation import plan_evaluation, run_evaluation
 from seg_models.predictor import PredictorSpec
 
@@ -72,7 +73,7 @@ def run(job: TrainJob, *, dry_run: bool = False) -> dict[str, Any]:
     check_tracking(job, dry_run=dry_run, output=work.run)
     if dry_run:
         return show_plan(job, plan_table(work))
-    with ray_session(job.compute):
+    with ray_session(job.compute, pixels_bytes=job.data_workers * STORE_BYTES):
         preflight(job)
         allocation = work.allocate(nodes_of(ray.nodes()))
         with track(job, verb="train", output=work.run, dataset=dataset_records(work)) as tracked:

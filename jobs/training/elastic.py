@@ -28,11 +28,11 @@ LOOK_EVERY_S = 0.2
 
 
 class UsableSizes(ElasticScalingPolicy):  # type: ignore[misc]
-    """Ray's policy, but only for sizes that divide lanes and global batch, and never with the cluster's last CPU."""
+    """Ray's policy, for sizes that divide lanes and global batch, and without the CPUs of the data stages."""
 
-    def __init__(self, scaling_config: ScalingConfig, *, sizes: Sequence[int]) -> None:
+    def __init__(self, scaling_config: ScalingConfig, *, sizes: Sequence[int], data_workers: int) -> None:
         super().__init__(scaling_config)
-        self._sizes = tuple(sizes)
+        self._sizes, self._data_workers = tuple(sizes), data_workers
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         """Grow where there is room; a healthy group is never made smaller."""
@@ -43,13 +43,15 @@ class UsableSizes(ElasticScalingPolicy):  # type: ignore[misc]
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         possible = super()._count_possible_workers(reserved_resources)
         cpus = self.scaling_config._resources_per_worker_not_none.get("CPU", 0.0)
-        return largest_size(self._sizes, possible, cpus=cpus, total_cpus=ray.cluster_resources().get("CPU", 0.0))
+        total = ray.cluster_resources().get("CPU", 0.0) - self._data_workers
+        return largest_size(self._sizes, possible, cpus=cpus, total_cpus=total)
 
 
 def largest_size(sizes: Sequence[int], possible: int, *, cpus: float, total_cpus: float) -> int:
     """The largest of the sizes that `possible` workers allow; 0 where none does.
 
-    One CPU of the cluster is left to the data stages, unless that would leave too few for the smallest size.
+    Of `total_cpus`, which the data workers do not count among, one is left to the data stages, unless that would leave
+    too few for the smallest size.
     """
     fitting = [size for size in sizes if size <= possible]
     sparing = [size for size in fitting if total_cpus - size * cpus >= 1]

@@ -53,6 +53,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
     """
 
     sizes: tuple[int, ...] = ()
+    data_workers: int = 0
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
@@ -61,7 +62,9 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         if self.sizes:
-            settings["scaling_policy"] = UsableSizes(self.scaling_config, sizes=self.sizes)
+            settings["scaling_policy"] = UsableSizes(
+                self.scaling_config, sizes=self.sizes, data_workers=self.data_workers
+            )
         return super()._initialize_and_run_controller(**settings)
 
 
@@ -107,6 +110,7 @@ def _train_group(
             run_config=_run_config(f"{name}-{attempt}", scratch, allocation, max_failures=max_failures),
         )
         trainer.sizes = allocation.sizes if _is_elastic(allocation) else ()
+        trainer.data_workers = allocation.data_workers
         try:
             figures = trainer.fit().return_value
         except (TrainingFailedError, RayError) as error:

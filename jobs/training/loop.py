@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jobs.training.agreement import Agreement
 from jobs.training.checkpoints import TrainState
+from jobs.training.feed import feed
 from jobs.training.groups import note_group
 from jobs.training.keeper import Keeper
 from jobs.training.model import fresh_model, place_model, resumed_model
@@ -29,7 +30,7 @@ from jobs.training.rng import rng_state, seed_rng, start_rng
 from jobs.training.saving import copied, host_copy
 from jobs.training.step import Stepper
 from pipelines.batch_plan import BatchPlan, BatchStream
-from pipelines.batches import open_batches
+from pipelines.batches import data_workers_each, open_batches
 from seg_models.outputs import SegModel
 
 
@@ -182,7 +183,8 @@ class _Trainer:
             rank=self.worker.rank,
             world=self.worker.world,
         )
-        return open_batches(plan, data_workers=self.plan.data_workers, threads=self.plan.data_threads)
+        each = data_workers_each(self.plan.data_workers, lanes=self.recipe.lanes, world=self.worker.world)
+        return feed(open_batches(plan, data_workers=each, threads=self.plan.data_threads), self.worker.device)
 
     def _log(self) -> None:
         """Record and print the mean loss over workers and the steps since the last line."""

@@ -62,7 +62,7 @@ class TrainPlan:
     data_threads: int = 2
     """Threads of a worker that decode and augment, where it has no data workers."""
     data_workers: int = 0
-    """Data workers of a worker: actors of Ray Data that decode and augment for it."""
+    """Actors of Ray Data that decode and augment, of all workers together; 0: threads of the workers do."""
     deterministic: bool = True
     checkpoint_every: int = 500
     keep_checkpoints: int = 2

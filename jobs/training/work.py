@@ -56,8 +56,12 @@ class TrainWork:
         """
         job = self.job
         if len(self.sizes) > 1:
-            return allocate_elastic(nodes, sizes=self.sizes, device=job.device, threads=job.threads)
-        return allocate(nodes, workers=self.workers, device=job.device, threads=job.threads)
+            return allocate_elastic(
+                nodes, sizes=self.sizes, device=job.device, threads=job.threads, data_workers=job.data_workers
+            )
+        return allocate(
+            nodes, workers=self.workers, device=job.device, threads=job.threads, data_workers=job.data_workers
+        )
 
 
 def check_job(job: TrainJob) -> TrainWork:
@@ -183,6 +187,7 @@ def make_plan(work: TrainWork, allocation: Allocation, tracked: Run) -> TrainPla
         reduce=job.reduce,
         threads=allocation.threads,
         data_threads=allocation.data_threads,
+        data_workers=allocation.data_workers,
         deterministic=job.deterministic,
         checkpoint_every=job.checkpoint_every,
         keep_checkpoints=job.keep_checkpoints,
@@ -244,10 +249,10 @@ def parts_table(work: TrainWork) -> list[dict[str, Any]]:
 
 
 def checkpoint_bytes(work: TrainWork, params: int) -> int:
-    """Size of a checkpoint: weights, and one (SGD) or two (AdamW) float32 values per weight of the optimizer."""
+    """Size of a checkpoint: weights, averaged ones, and one (SGD) or two (AdamW) float32 values a weight."""
     optimizer = work.job.recipe.optimizer
     copies = 3 if optimizer.kind == "adamw" else 1 + (optimizer.momentum > 0)
-    return 4 * params * copies
+    return 4 * params * (copies + (work.job.recipe.ema is not None))
 
 
 def resources_text(work: TrainWork) -> str:
