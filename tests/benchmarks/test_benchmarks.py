@@ -124,6 +124,12 @@ def test_a_training_step_is_measured_against_a_plain_script(tmp_path: Path) -> N
     check_shape(found["train_step_ddp"])
 
 
+@pytest.mark.slow
+def test_a_process_that_predicts_2048_by_4096_pixels_stays_under_the_limit_it_was_told() -> None:
+    grown = peak_bytes("benchmarks.prediction:prepare_ours", *prediction.Case(network=1))
+    assert 0.1e9 < grown < prediction.LIMIT_GB * 1e9
+
+
 def test_a_benchmark_is_a_command_that_prints_and_writes(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     arguments = ["-m", "benchmarks.codec", "--tiny", "--pairs", "1", "--output", str(output)]
