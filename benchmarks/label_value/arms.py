@@ -1,0 +1,76 @@
+"""The arms: what each trains on, and what it begins with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.label_value.coarse import GROUPS
+from benchmarks.label_value.settings import Settings
+from benchmarks.study.maps import short_hash
+
+LABELS = ("threshold",)
+SELF = (*LABELS, "teacher_scales")
+PRETRAINING = ("pretrain_steps", "pretrain_crop", "pretrain_short_side", "pretrain_lr", "pssl_samples")
+COARSE = "-coarse"
+"""Ends the names of label sets with groups of classes."""
+OF_OTHERS = {*SELF, *PRETRAINING}
+"""Settings that only some arms depend on."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a table."""
+
+    name: str
+    title: str
+    rest: str | None = None
+    """Label set of the other seven eighths of the training frames: `human`, or the name of a teacher."""
+    pssl: str | None = None
+    """Label set of the pre-training: `paper`, `fast` or `random`, with 1000 classes or, as `fast-coarse`, with few."""
+    imagenet: bool = True
+    """Begin with the backbone's ImageNet weights."""
+
+    def fingerprint(self, settings: Settings, *, seed: int) -> str:
+        """Names what decides the figures of a run: the settings it depends on, not the version of the code."""
+        table = _values(settings, self._depends(settings))
+        pretraining = None if self.pssl is None else pretraining_key(self.pssl, settings)
+        return short_hash([self.rest, pretraining, self.imagenet, seed, table])
+
+    def _depends(self, settings: Settings) -> set[str]:
+        keys = set(vars(settings)) - OF_OTHERS
+        if self.rest == "self":
+            keys.update(SELF)
+        if self.rest == "cityscapes":
+            keys.update(LABELS)
+        return keys
+
+
+def pretraining_key(labels: str, settings: Settings) -> str:
+    """Names what decides a pre-training on the label set of that name."""
+    values = _values(settings, {"preset", "batch", "jitter", "warmup_steps", *PRETRAINING})
+    return short_hash([labels, values, GROUPS if labels.endswith(COARSE) else None])
+
+
+def _values(settings: Settings, keys: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in vars(settings).items() if key in keys}
+
+
+EIGHTH = Arm("eighth", "1/8 of the labels")
+AUTO_LABELS = (
+    EIGHTH,
+    Arm("self", "1/8, auto-labels on the rest by the network of the row above", rest="self"),
+    Arm("cityscapes", "1/8, auto-labels on the rest by the best Cityscapes teacher", rest="cityscapes"),
+    Arm("all", "all labels", rest="human"),
+)
+PSSL = (
+    Arm("scratch", "random weights", imagenet=False),
+    EIGHTH,
+    Arm("random", "PSSL, random masks of equal area, 1000 classes", pssl="random"),
+    Arm("paper", "PSSL, `paper` labels, 1000 classes", pssl="paper"),
+    Arm("fast", "PSSL, `fast` labels, 1000 classes", pssl="fast"),
+    Arm("random-coarse", "PSSL, random masks of equal area, coarse classes", pssl="random-coarse"),
+    Arm("paper-coarse", "PSSL, `paper` labels, coarse classes", pssl="paper-coarse"),
+    Arm("fast-coarse", "PSSL, `fast` labels, coarse classes", pssl="fast-coarse"),
+)
+ARMS = {arm.name: arm for arm in (*AUTO_LABELS, *PSSL)}
