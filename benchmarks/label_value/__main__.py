@@ -16,7 +16,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.label_value.arms import ARMS
+from benchmarks.label_value.arms import ARMS, AUTO_LABELS
+from benchmarks.label_value.page import section, write_section
 from benchmarks.label_value.results import Results
 from benchmarks.label_value.settings import Settings
 from benchmarks.label_value.stages import Stages
@@ -28,13 +29,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what is missing. Returns the exit code: 1 where an arm failed."""
     given = parser().parse_args(arguments)
     results = Results(given.results, lock=given.output / "locks" / "results")
-    stages = Stages(settings_of(given), data=given.data, output=given.output, results=results, threads=given.threads)
-    with ray_session(ComputeSpec()):
-        stages.prepare()
-        failures = measure_all(stages, arms=given.only, seeds=range(given.seeds))
+    settings, seeds = settings_of(given), range(given.seeds)
+    failures = {} if given.tables else measure(given, settings, results, seeds=seeds)
+    write_section(section(results, settings, seeds=seeds), given.page)
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def measure(given: argparse.Namespace, settings: Settings, results: Results, *, seeds: range) -> dict[str, str]:
+    """Measure the arms chosen: those of the first table with every seed, then the others; why some failed."""
+    stages = Stages(settings, data=given.data, output=given.output, results=results, threads=given.threads)
+    first = [arm.name for arm in AUTO_LABELS]
+    with ray_session(ComputeSpec()):
+        stages.prepare()
+        failures = measure_all(stages, arms=[arm for arm in given.only if arm in first], seeds=seeds)
+        return failures | measure_all(stages, arms=[arm for arm in given.only if arm not in first], seeds=seeds)
 
 
 def measure_all(stages: Stages, *, arms: Sequence[str], seeds: range) -> dict[str, str]:
@@ -53,7 +63,8 @@ def measure_all(stages: Stages, *, arms: Sequence[str], seeds: range) -> dict[st
 def settings_of(given: argparse.Namespace) -> Settings:
     """The settings, where pairs of flags are tuples."""
     values: dict[str, Any] = {field.name: getattr(given, field.name) for field in fields(Settings)}
-    return Settings(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Settings(**values)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +73,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--data", type=Path, default=Path("../shared/data"))
     found.add_argument("--output", type=Path, default=Path("out/label_value"))
     found.add_argument("--results", type=Path, default=Path("docs/label_value.json"))
+    found.add_argument("--page", type=Path, default=Path("docs/results.md"))
+    found.add_argument("--tables", action="store_true", help="write the tables of what is measured, measure nothing")
     found.add_argument("--only", nargs="+", metavar="ARM", default=list(ARMS), choices=list(ARMS))
     found.add_argument("--seeds", type=int, default=3)
     found.add_argument("--threads", type=int, default=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.label_value.coarse import GROUPS
@@ -57,6 +57,8 @@ def _values(settings: Settings, keys: set[str]) -> dict[str, Any]:
 
 
 EIGHTH = Arm("eighth", "1/8 of the labels")
+IMAGENET = replace(EIGHTH, title="ImageNet backbone")
+"""The same runs, by what they begin with."""
 AUTO_LABELS = (
     EIGHTH,
     Arm("self", "1/8, auto-labels on the rest by the network of the row above", rest="self"),
@@ -65,7 +67,7 @@ AUTO_LABELS = (
 )
 PSSL = (
     Arm("scratch", "random weights", imagenet=False),
-    EIGHTH,
+    IMAGENET,
     Arm("random", "PSSL, random masks of equal area, 1000 classes", pssl="random"),
     Arm("paper", "PSSL, `paper` labels, 1000 classes", pssl="paper"),
     Arm("fast", "PSSL, `fast` labels, 1000 classes", pssl="fast"),

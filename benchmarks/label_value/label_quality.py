@@ -15,7 +15,8 @@ def compare_labels(dataset: str, labels: str, *, truth: str, split: str) -> dict
     """Compare two label sets of a split, row for row.
 
     Returns:
-        `kept`: the share of pixels with a class in `labels`; of those, `miou` and `pixel_accuracy` against `truth`.
+        `kept`: the share of pixels with a class in `labels`; of those, `miou` and `pixel_accuracy` against `truth`,
+        0 where there are none.
     """
     opened = Dataset.open(dataset)
     guessed, drawn = opened.labels(labels), opened.labels(truth)
@@ -31,6 +32,6 @@ def compare_labels(dataset: str, labels: str, *, truth: str, split: str) -> dict
             kept, pixels = kept + int(known.sum()), pixels + label.size
     return {
         "kept": round(kept / pixels, 4),
-        "miou": round(matrix.miou(), 4),
-        "pixel_accuracy": round(matrix.pixel_accuracy(), 4),
+        "miou": round(matrix.miou(), 4) if kept else 0.0,
+        "pixel_accuracy": round(matrix.pixel_accuracy(), 4) if kept else 0.0,
     }
