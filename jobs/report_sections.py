@@ -28,12 +28,29 @@ def training_section(folder: str, result: Mapping[str, Any]) -> str:
     points = read_points(folder)
     drawn = [curves({name: series_of(points, name)}, title=title) for name, title in CURVES.items()]
     data = [(part["dataset"], part["labels"], part["split"], part["samples"]) for part in result.get("data", [])]
+    sampled, classes = sampling_rows(result.get("sampling") or [])
     return html.section(
         "Training",
         html.table(("dataset", "labels", "split", "samples"), data),
+        html.heading("Drawn from", html.table(("steps", "part", "how", "share", "epochs"), sampled)),
+        html.heading(
+            "Samples by class",
+            html.table(("steps", "class", "centroids", "drawn around them per epoch"), classes),
+        ),
         f'<div class="plots">{"".join(drawn)}</div>' if any(drawn) else "",
         html.folded("what was kept of the earlier model", str(result.get("transfer") or "")),
     )
+
+
+def sampling_rows(phases: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """Of every phase of a run, its parts with their shares, and its classes where it samples by class."""
+    parts: list[tuple[Any, ...]] = []
+    classes: list[tuple[Any, ...]] = []
+    for phase in phases:
+        steps = f"{phase['steps'][0]}–{phase['steps'][1]}"
+        parts += [(steps, row["part"], row["drawn"], f"{row['share']:.1%}", row["epochs"]) for row in phase["parts"]]
+        classes += [(steps, row["class"], row["centroids"], row["per_epoch"]) for row in phase.get("classes", [])]
+    return parts, classes
 
 
 def series_of(points: Sequence[Mapping[str, Any]], name: str) -> Points:

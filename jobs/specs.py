@@ -108,12 +108,21 @@ class PsslJob(Job):
         return self
 
 
-class TrainData(Spec):
-    """One part of the training data: a label set of a dataset."""
+class LabelledSplit(Spec):
+    """A label set of one split of a dataset."""
 
     dataset: str
     labels: str = "human"
     split: str = "train"
+
+
+class TrainData(LabelledSplit):
+    """One part of the training data."""
+
+    name: str | None = None
+    """What the recipe's sampling rules and the tables call it."""
+    weight: float | None = Field(None, gt=0)
+    """Share of every step, in proportion to the weights of the other parts; default: as much as it has samples."""
 
 
 class TrainJob(Job):
@@ -124,7 +133,7 @@ class TrainJob(Job):
     """A recipe's name, or a table with `base` (a recipe's name) and the keys that differ."""
     data: tuple[TrainData, ...] = Field(min_length=1)
     """Label sets to train on together; they must agree on the class list."""
-    validate_on: TrainData | None = None
+    validate_on: LabelledSplit | None = None
     """Evaluated once after training."""
     output: str = "out/runs"
     """The run's folder is `output`/`name`."""
@@ -135,8 +144,17 @@ class TrainJob(Job):
     accumulate: int = Field(1, gt=0)
     """Micro-batches per step; workers * per-worker batch * accumulate = global batch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on a CUDA device that has it, else fp32."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 autocast on a CUDA device that has it, else fp32; fp16 scales the loss."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """ddp: every worker holds the whole network; fsdp: weights, gradients and optimizer are split among the workers."""
+    reduce: Literal["auto", "all_reduce", "ordered"] = "auto"
+    """How ddp adds up gradients: ordered in the order of the workers, so that a resumed run has the same bits with more
+    than two; auto: ordered where it matters for a deterministic run on CPUs."""
+    channels_last: bool = True
+    """Keep the channels of a pixel side by side in memory, which convolutions are faster with."""
+    compile: bool = False
+    """Compile the network with torch.compile; the first steps take minutes, a C++ compiler is needed on a CPU."""
     threads: int | None = None
     """Torch threads of each worker; default: its share of the CPUs."""
     deterministic: bool = True
@@ -147,6 +165,18 @@ class TrainJob(Job):
     log_every: int = Field(20, gt=0)
     max_failures: int = 3
     """Worker-group restarts before the run gives up."""
+
+    @model_validator(mode="after")
+    def _check_parallel(self) -> Self:
+        if self.workers == 1 and self.parallel == "fsdp":
+            raise ValueError("parallel = 'fsdp' takes no effect with workers = 1: there is nobody to share with")
+        if self.workers == 1 and self.reduce != "auto":
+            raise ValueError(f"reduce = {self.reduce!r} takes no effect with workers = 1: there is nothing to add up")
+        if self.parallel == "fsdp" and self.reduce != "auto":
+            raise ValueError(f"reduce = {self.reduce!r} takes no effect with parallel = 'fsdp'; use parallel = 'ddp'")
+        if self.parallel == "fsdp" and self.compile:
+            raise ValueError("compile = true does not go with parallel = 'fsdp'; use parallel = 'ddp'")
+        return self
 
 
 class EvaluateJob(Job):

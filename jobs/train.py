@@ -17,12 +17,14 @@ from jobs.tracking import check_tracking, deliver, track
 from jobs.training.launch import launch
 from jobs.training.points import read_points
 from jobs.training.resources import Allocation, allocate, nodes_of
+from jobs.training.sampling_table import sampling_table
 from jobs.training.work import (
     TrainWork,
     check_job,
     dataset_records,
     find_first_weights,
     finished_result,
+    look_at_labels,
     make_plan,
     parts_table,
     plan_table,
@@ -73,7 +75,7 @@ def run(job: TrainJob, *, dry_run: bool = False) -> dict[str, Any]:
 
 def train(work: TrainWork, allocation: Allocation, tracked: Run) -> dict[str, Any]:
     """Train and evaluate on a running Ray; write `result.json` last."""
-    recipe = work.job.recipe
+    work, recipe = look_at_labels(work), work.job.recipe
     print(f"{work.run}: {recipe.steps} steps of {recipe.global_batch} images, {allocation.text()}", flush=True)
     tracked.set_tags({"architecture": recipe.model.arch})
     plan = make_plan(work, allocation, tracked)
@@ -100,6 +102,7 @@ def train_table(work: TrainWork, figures: dict[str, Any], tracked: Run) -> dict[
         "checkpoint": storage.join(work.run, "model"),
         "samples": work.index.num_samples,
         "data": parts_table(work),
+        "sampling": sampling_table(work.job.recipe, work.index),
         "loss": curve[-1][1],
         "curve": curve,
         "identity": work.identity,

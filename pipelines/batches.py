@@ -1,169 +1,305 @@
-"""Batches for a training worker: background threads read shards, decode and augment ahead of the training loop."""
+"""Batches made by Ray Data on CPUs anywhere in the cluster, in the order of the plan; and the choice of where.
+
+A training worker has K data workers of its own. Its samples, one after the other, are dealt to them one each, round
+and round: with K dividing the worker's lanes, a data worker always serves the same lanes, so that each shard is read
+by one of them and kept while it is open. A data worker puts what it makes into *chunks* of equally many samples, a
+round is a chunk of each, and Ray Data hands the rounds over in order. What is dealt is a function of the plan alone
+and a sample one of its address, so a chunk that is lost with its process or node is made again, byte for byte.
+
+Not `streaming_split`, which drops rows, and whose order follows the number of workers.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import contextlib
+import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from threading import Lock
-from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+import pyarrow as pa
+import ray
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+from ray.data.exceptions import SystemException
+from ray.experimental.internal_kv import _internal_kv_del
 
-from pipelines.codecs import decode_label
-from pipelines.images import decode_image
-from pipelines.samples import Sample, SampleIndex, SampleOrder, ShardRows, check_same_ids, sample_rng
-from pipelines.schema import ShardKey
-from pipelines.tables import read_shard_file
-from pipelines.transforms import augment
-from seg_models.recipes.recipe import AugmentSpec
+from pipelines.batch_plan import Batch, BatchPlan, BatchStream
+from pipelines.local_batches import LocalBatches
+from pipelines.sample_maker import SampleMaker, blank_batch
+from pipelines.shards import (
+    MAX_ATTEMPTS,
+    ShardError,
+    closing_results,
+    count_attempt,
+    first_line,
+    keep_quiet,
+    look_rarely,
+)
 
-Ready = tuple[str, Tensor, Tensor]
+CHUNK_BYTES = 16 * 1024**2  # Ray Data's own cost, some milliseconds a chunk, is a small part of making it
+MAX_CHUNK = 64  # samples
+CHUNKS_PER_TASK = 32  # what is made again at most when a data worker dies
+MAX_TASKS = 1024  # of a data worker; a longer run has longer ones
+UNREAD_CHUNKS = 2  # a data worker waits when so many are not yet taken from it
+LOOK_EVERY_S = 0.1
+
+
+def open_batches(plan: BatchPlan, *, data_workers: int, threads: int) -> BatchStream:
+    """The stream of a plan: made by `data_workers` of Ray Data, or in `threads` of this process where that is 0."""
+    if data_workers:
+        return RayBatches(plan, data_workers=data_workers)
+    return LocalBatches(plan, num_threads=threads)
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One micro-batch of one worker: N images, h w pixels of the crop."""
+class Dealing:
+    """How the samples of a plan are dealt to data workers."""
 
-    step: int
-    ids: tuple[str, ...]
-    images: Tensor
-    """(N, 3, h, w) uint8."""
-    labels: Tensor
-    """(N, h, w) int64."""
+    plan: BatchPlan
+    workers: int
+    chunk: int
+    """Samples of a chunk; the last ones may have fewer."""
 
+    @property
+    def rounds(self) -> int:
+        """Chunks of every data worker."""
+        return -(-len(self.plan.places) // (self.workers * self.chunk))
 
-@dataclass(frozen=True)
-class OpenShard:
-    """The encoded images and labels of one shard, row for row."""
+    def round_of(self, place: int) -> int:
+        """The round that a place of the plan belongs to."""
+        return (place - self.plan.places.start) // (self.workers * self.chunk)
 
-    ids: list[str]
-    images: Any
-    labels: Any
+    def worker_of(self, place: int) -> int:
+        """The data worker that makes it."""
+        return place % self.workers
 
+    def places(self, number: int, worker: int) -> range:
+        """The places of a data worker's chunk in a round; may be empty in the last one."""
+        first = self.plan.places.start + number * self.workers * self.chunk
+        stop = min(first + self.workers * self.chunk, self.plan.places.stop)
+        return range(first + (worker - first) % self.workers, stop, self.workers)
 
-class ShardCache:
-    """Reads shards once and keeps the `capacity` used last; safe to use from many threads."""
-
-    def __init__(self, index: SampleIndex, *, capacity: int) -> None:
-        self._capacity = capacity
-        self._addresses = {(shard.part, shard.key): shard for shard in index.shards}
-        self._shards: OrderedDict[tuple[int, ShardKey], Future[OpenShard]] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, part: int, key: ShardKey) -> OpenShard:
-        """The shard; whoever asks first reads it, the others wait for that."""
-        with self._lock:
-            future = self._shards.get((part, key))
-            mine = future is None
-            if future is None:
-                future = self._shards[part, key] = Future()
-            self._shards.move_to_end((part, key))
-            while len(self._shards) > self._capacity:
-                self._shards.popitem(last=False)
-        if mine:
-            self._fill(future, self._addresses[part, key])
-        return future.result()
-
-    def _fill(self, future: Future[OpenShard], shard: ShardRows) -> None:
-        try:
-            future.set_result(_open_shard(shard))
-        except BaseException as error:  # handed to every waiting thread through the future
-            future.set_exception(error)
+    def tasks(self) -> list[dict[str, int]]:
+        """The rounds cut into tasks of Ray."""
+        length = max(CHUNKS_PER_TASK, -(-self.rounds // MAX_TASKS))
+        return [{"first": first, "stop": min(first + length, self.rounds)} for first in range(0, self.rounds, length)]
 
 
-def _open_shard(shard: ShardRows) -> OpenShard:
-    images = read_shard_file(*shard.images, columns=["id", "image"])
-    labels = read_shard_file(*shard.labels, columns=["id", "label"])
-    ids = images["id"].to_pylist()
-    check_same_ids(f"{shard.labels[0]} shard {shard.key}", ids, labels["id"].to_pylist())
-    return OpenShard(ids=ids, images=images["image"], labels=labels["label"])
+def chunk_size(plan: BatchPlan, *, data_workers: int, sample_bytes: int) -> int:
+    """Samples of a chunk: about CHUNK_BYTES, and not more than there are."""
+    most = -(-len(plan.places) // data_workers)
+    return max(1, min(CHUNK_BYTES // sample_bytes, MAX_CHUNK, most))
 
 
-class BatchStream:
-    """Iterates over the micro-batches of one worker, steps `start_step` to `steps - 1`, `accumulate` a step.
+class ChunkMaker:
+    """A data worker: makes its chunks, one row of a table each.
 
-    At most `ahead` micro-batches are in the making. An error in a thread is raised by the iterator, at the batch it
-    belongs to. Leave the `with` block (or call `close`) to stop the threads.
+    Args:
+        run: Name under which its attempts are counted; Ray itself would try a task that ends every process for ever.
     """
 
-    def __init__(
-        self,
-        order: SampleOrder,
-        *,
-        augment: AugmentSpec,
-        global_batch: int,
-        steps: int,
-        start_step: int = 0,
-        accumulate: int = 1,
-        rank: int = 0,
-        world: int = 1,
-        num_threads: int = 2,
-        ahead: int = 4,
-    ) -> None:
-        if global_batch % (world * accumulate):
-            raise ValueError(
-                f"{world} workers times {accumulate} accumulation steps do not divide a global batch of {global_batch}"
-            )
-        self._order = order
-        self._augment = augment
-        self._void = order.index.label_space.void
-        self._mirrored = order.index.label_space.mirrored
-        self._ahead = ahead
-        self._plan = self._addresses(global_batch, range(start_step, steps), accumulate, rank, world)
-        self._cache = ShardCache(order.index, capacity=order.open_shards(world) + num_threads)
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="batches")
-        self._pending: deque[tuple[int, list[Future[Ready]]]] = deque()
+    def __init__(self, dealing: Dealing, worker: int, run: str) -> None:
+        self._dealing, self._worker, self._run = dealing, worker, run
+        plan = dealing.plan
+        self._order = plan.make_order()
+        open_shards = -(-self._order.open_shards(plan.world) // dealing.workers) + 1
+        self._maker = SampleMaker(self._order, spec=plan.augment, open_shards=open_shards)
+
+    def __call__(self, tasks: dict[str, NDArray[np.int64]]) -> Iterator[pa.Table]:
+        """The chunks of the rounds `first` to `stop - 1` of each task."""
+        for first, stop in zip(tasks["first"].tolist(), tasks["stop"].tolist(), strict=True):
+            poison = count_attempt(f"{self._run}/{self._worker}/{first}") > MAX_ATTEMPTS
+            for number in range(first, stop):
+                yield self._refuse(number) if poison else self._make(number)
+
+    def _make(self, number: int) -> pa.Table:
+        places = self._dealing.places(number, self._worker)
+        plan, space = self._dealing.plan, self._order.index.label_space
+        images, labels = blank_batch(len(places), crop=plan.augment.crop, dtype=space.dtype)
+        ids: list[str] = []
+        error = None
+        for place, image, label in zip(places, images, labels, strict=True):
+            try:
+                ids.append(self._maker.make(plan.sample(self._order, place), image, label))
+            except ValueError as problem:
+                error = str(problem)  # raised in the training worker, at the batch it belongs to
+                break
+        return _row(number, self._worker, ids=ids, error=error, images=images, labels=labels)
+
+    def _refuse(self, number: int) -> pa.Table:
+        places = self._dealing.places(number, self._worker)
+        text = (
+            f"a data worker died {MAX_ATTEMPTS} times over samples {places.start} and following of its training "
+            "worker (out of memory, or a crash in native code)"
+        )
+        nothing = np.empty(0, np.uint8)
+        return _row(number, self._worker, ids=[], error=text, images=nothing, labels=nothing)
+
+
+def _row(
+    number: int, worker: int, *, ids: Sequence[str], error: str | None, images: NDArray[Any], labels: NDArray[Any]
+) -> pa.Table:
+    columns = {
+        "round": pa.array([number], pa.int64()),
+        "worker": pa.array([worker], pa.int64()),
+        "ids": pa.array([list(ids)], pa.list_(pa.string())),
+        "error": pa.array([error], pa.string()),
+        "images": _as_bytes(images),
+        "labels": _as_bytes(labels),
+    }
+    return pa.table(columns)
+
+
+def _as_bytes(values: NDArray[Any]) -> pa.Array:
+    """One binary value over the memory of an array, without a copy."""
+    flat = values.reshape(-1).view(np.uint8)
+    ends = pa.py_buffer(np.array([0, flat.size], np.int64))
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(flat)])
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    ids: list[str]
+    error: str | None
+    images: NDArray[np.uint8]
+    labels: NDArray[Any]
+
+    def sample(self, number: int) -> tuple[str, NDArray[np.uint8], NDArray[Any]]:
+        """A sample by its number in the chunk.
+
+        Raises:
+            ValueError: it could not be made.
+        """
+        if number >= len(self.ids):
+            raise ValueError(self.error)
+        return self.ids[number], self.images[number], self.labels[number]
+
+
+class RayBatches:
+    """Iterates over the micro-batches of a plan, made by `data_workers` actors of Ray Data with one CPU each.
+
+    Ray must be running; the actors are taken from anywhere in the cluster, and end with `close`.
+
+    Raises, while iterating:
+        ValueError: a sample cannot be used; at the batch it belongs to.
+        ShardError: Ray gave the work up.
+    """
+
+    def __init__(self, plan: BatchPlan, *, data_workers: int, chunk: int | None = None) -> None:
+        order = plan.make_order()
+        plan.check_lanes(order)
+        self._plan, self._dtype = plan, order.index.label_space.dtype
+        height, width = plan.augment.crop
+        self._sample_bytes = height * width * (3 + self._dtype.itemsize)
+        size = chunk or chunk_size(plan, data_workers=data_workers, sample_bytes=self._sample_bytes)
+        self._dealing = Dealing(plan, data_workers, size)
+        self._planned = plan.batches()
+        self._round = -1
+        self._open: dict[int, _Chunk] = {}
+        """By data worker, of the round that the last sample came from."""
+        self._stack = contextlib.ExitStack()
+        self._rows = self._stack.enter_context(contextlib.closing(self._stream()))
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        while len(self._pending) < self._ahead and (planned := next(self._plan, None)) is not None:
-            step, samples = planned
-            self._pending.append((step, [self._pool.submit(self._prepare, sample) for sample in samples]))
-        if not self._pending:
-            raise StopIteration
-        step, futures = self._pending.popleft()
-        ids, images, labels = zip(*(future.result() for future in futures), strict=True)
-        return Batch(step=step, ids=ids, images=torch.stack(images), labels=torch.stack(labels))
+        step, places = next(self._planned)
+        images, labels = blank_batch(len(places), crop=self._plan.augment.crop, dtype=self._dtype)
+        ids = []
+        for number, place in enumerate(places):
+            sample_id, images[number], labels[number] = self._sample(place)
+            ids.append(sample_id)
+        return Batch(step, tuple(ids), torch.from_numpy(images), torch.from_numpy(labels))
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Stop the threads; work not begun is dropped."""
-        self._plan = iter(())
-        self._pending.clear()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """End the data workers; what was made ahead is dropped."""
+        self._planned = iter(())
+        self._open.clear()
+        self._stack.close()
 
-    def _addresses(
-        self, global_batch: int, steps: range, accumulate: int, rank: int, world: int
-    ) -> Iterator[tuple[int, list[Sample]]]:
-        size = global_batch // (world * accumulate)
-        for step in steps:
-            samples = self._order.samples(step, global_batch=global_batch, rank=rank, world=world)
-            for micro in range(accumulate):
-                yield step, samples[micro * size : (micro + 1) * size]
+    def _sample(self, place: int) -> tuple[str, NDArray[np.uint8], NDArray[Any]]:
+        number, worker = self._dealing.round_of(place), self._dealing.worker_of(place)
+        if number != self._round:
+            self._round, self._open = number, {}
+        while worker not in self._open:
+            self._take(number)
+        first = self._dealing.places(number, worker).start
+        return self._open[worker].sample((place - first) // self._dealing.workers)
 
-    def _prepare(self, sample: Sample) -> Ready:
-        """Read, decode and augment one sample."""
-        shard = self._cache.get(sample.part, sample.key)
-        sample_id = shard.ids[sample.row]
+    def _take(self, number: int) -> None:
+        """The next chunk, which is of the present round, or an empty one of the round before."""
+        row = next(self._rows, None)
+        if row is None:
+            raise ShardError(f"data workers: Ray Data ended before round {number} of {self._dealing.rounds}")
+        if row["round"][0].as_py() != number:
+            return
+        worker, ids = row["worker"][0].as_py(), row["ids"][0].as_py()
+        crop, made = self._plan.augment.crop, len(self._dealing.places(number, worker))
+        images, labels = (np.frombuffer(row[name][0].as_buffer(), np.uint8) for name in ("images", "labels"))
+        if len(ids):
+            images, labels = images.reshape(made, 3, *crop), labels.view(self._dtype).reshape(made, *crop)
+        self._open[worker] = _Chunk(ids, row["error"][0].as_py(), images, labels)
+
+    def _stream(self) -> Iterator[pa.Table]:
+        """The chunks in order, one row each, as they come from Ray Data."""
+        run = f"batches-{uuid.uuid4().hex}"
         try:
-            image = decode_image(shard.images[sample.row].as_py())
-            label = decode_label(shard.labels[sample.row].as_py())
-            rng = sample_rng(sample_id, seed=self._order.seed, epoch=sample.epoch)
-            crop = augment(image, label, spec=self._augment, void=self._void, rng=rng, mirrored=self._mirrored)
-            return sample_id, *crop
-        except ValueError as error:
-            part = self._order.index.parts[sample.part].part
-            raise ValueError(f"{part} shard {sample.key} row {sample.row} id {sample_id!r}: {error}") from error
+            with DataContext.current(self._context()):
+                dataset = self._dataset(run)
+                tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+            with closing_results(tables) as results:
+                for table in results:
+                    for row in range(table.num_rows):
+                        yield table.slice(row, 1)
+        except (ray.exceptions.RayError, SystemException) as error:
+            raise ShardError(f"data workers: Ray stopped the work: {first_line(error)}") from error
+        finally:
+            _internal_kv_del(f"{run}/", del_by_prefix=True)
+
+    def _dataset(self, run: str) -> Any:
+        """One actor for each data worker, their chunks in turns."""
+        tasks = self._dealing.tasks()
+        parts = [
+            ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+                ChunkMaker,
+                fn_constructor_args=(self._dealing, worker, run),
+                batch_size=None,
+                batch_format="numpy",
+                num_cpus=1,
+                compute=ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2),
+            )
+            for worker in range(self._dealing.workers)
+        ]
+        return parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
+
+    def _context(self) -> DataContext:
+        keep_quiet()
+        look_rarely(LOOK_EVERY_S)
+        context = DataContext.get_current().copy()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        context.issue_detectors_config.detectors = []
+        context.execution_no_progress_timeout_s = -1  # a training step, or a checkpoint, may take its time
+        context.target_max_block_size = 1  # every chunk is a block
+        context._max_num_blocks_in_streaming_gen_buffer = UNREAD_CHUNKS
+        context.execution_options.preserve_order = True
+        workers = self._dealing.workers
+        context.execution_options.resource_limits = ExecutionResources.for_limits(
+            cpu=workers, object_store_memory=self.ahead_bytes
+        )
+        return context
+
+    @property
+    def ahead_bytes(self) -> int:
+        """What Ray Data may hold of finished chunks before it stops taking more from the data workers."""
+        return self._dealing.workers * 2 * UNREAD_CHUNKS * self._dealing.chunk * self._sample_bytes

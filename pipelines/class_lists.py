@@ -21,13 +21,22 @@ def read_classes(value: Any) -> Any:
         ValueError: the file cannot be read or holds no class list.
     """
     if isinstance(value, str) and value.endswith(".json"):
-        return LabelSpace.model_validate_json(read_text(value, key="classes"))
-    names = read_lines(value, key="classes") if isinstance(value, str) else value
+        return LabelSpace.model_validate_json(read_text(value))
+    names = _lines(value) if isinstance(value, str) else value
     if not isinstance(names, list | tuple):
         return names
     if twice := [name for place, name in enumerate(names) if name in names[:place]]:
         raise ValueError(f"{twice[0]!r} is listed twice")
     return {"names": tuple(names)}
+
+
+def _lines(value: str) -> list[str]:
+    try:
+        return read_lines(value)
+    except ValueError as error:
+        names = value.split(",")
+        hint = f"; several names are given with blanks between: {' '.join(names)}" if len(names) > 1 else ""
+        raise ValueError(f"{error}{hint}") from None
 
 
 AnyClasses = Annotated[LabelSpace, BeforeValidator(read_classes)]

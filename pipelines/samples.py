@@ -1,10 +1,4 @@
-"""Which samples a training run sees, and in which order.
-
-The order is a function of seed and step alone. The run has L lanes; the g-th sample of the run comes from lane
-g mod L, whatever the number of workers, and a worker serves the lanes l = rank (mod world). In an epoch (N samples)
-the shards are permuted, the rows are permuted inside windows of shards, and each lane takes one contiguous cut of
-the result: a lane reads its shards one window after the other, and every sample appears once per epoch.
-"""
+"""The samples that a training run can see: usable rows of one or more label sets, by shard. Their order: order.py."""
 
 from __future__ import annotations
 
@@ -12,13 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pipelines import storage
 from pipelines.labels import LabelSpace
@@ -26,7 +20,6 @@ from pipelines.schema import ShardKey
 from pipelines.tables import Dataset, ShardFile, Table
 from seg_models.spec import Spec, did_you_mean
 
-OPEN_SHARDS = 64  # a run draws from about this many shards at once; with 64 MB shards at most 4 GB over all workers
 INDEX_THREADS = 16
 
 
@@ -36,6 +29,10 @@ class Part(Spec):
     dataset: str
     labels: str = "human"
     split: str = "train"
+    name: str | None = None
+    """What recipes and tables call it."""
+    weight: float | None = Field(None, gt=0)
+    """Samples of a step in proportion to the weights of the other parts; default: as many as the part has."""
 
     def __str__(self) -> str:
         return f"{self.dataset} labels {self.labels!r} split {self.split!r}"
@@ -68,13 +65,21 @@ class ShardRows:
     labels: tuple[str, str]
 
 
-class Sample(NamedTuple):
-    """Address of one sample, and the epoch it is drawn in (the augmentation depends on it)."""
+@dataclass(frozen=True)
+class Centroids:
+    """Centres of mass of classes, sorted by shard, row and place in the image; five arrays of one length."""
 
-    epoch: int
-    part: int
-    key: ShardKey
-    row: int
+    shard: NDArray[np.int32]
+    """Place in the index's `shards`."""
+    row: NDArray[np.int32]
+    """Row of the shard."""
+    class_index: NDArray[np.int32]
+    y: NDArray[np.int32]
+    """Row of the pixel in the stored image."""
+    x: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.shard)
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,10 @@ class SampleIndex:
     label_space: LabelSpace
     parts: tuple[PartSummary, ...]
     shards: tuple[ShardRows, ...]
+    centroids: Centroids | None = None
+    """Of every class in every tile of a label, where the recipe samples by class (centroids.py)."""
+    repeats: tuple[NDArray[np.int64], ...] | None = None
+    """Repeat factors of the rows of each shard, in units of 1 / ONE, where the recipe repeats rare classes."""
 
     @cached_property
     def num_samples(self) -> int:
@@ -216,89 +225,3 @@ def _common_space(parts: Sequence[Part], spaces: Sequence[LabelSpace]) -> LabelS
                 f"the mirror_pairs of {first} ({known.mirror_pairs}) and {part} ({space.mirror_pairs}) differ"
             )
     return known
-
-
-def permutation(count: int, *key: int) -> NDArray[np.int64]:
-    """A permutation of 0..count-1 that depends on `key` alone.
-
-    numpy promises the stream of its bit generators across versions, not that of `Generator.permutation`.
-    """
-    words = np.random.Philox(np.random.SeedSequence([value % 2**64 for value in key])).random_raw(count)
-    return np.argsort(words, kind="stable")
-
-
-class _Epoch:
-    """The permuted shards of one epoch and where its lanes begin."""
-
-    def __init__(self, epoch: int, *, sizes: NDArray[np.int64], lanes: int, seed: int) -> None:
-        num_samples = int(sizes.sum())
-        self.first = epoch * num_samples
-        self.shards = permutation(len(sizes), seed, epoch, 0)
-        self.offsets = np.concatenate(([0], np.cumsum(sizes[self.shards])))
-        lane = np.arange(lanes)
-        self.lane_first = self.first + (lane - self.first) % lanes
-        counts = np.maximum(0, (self.first + num_samples - 1 - self.lane_first) // lanes + 1)
-        self.lane_start = np.concatenate(([0], np.cumsum(counts)))[:-1]
-
-
-class SampleOrder:
-    """Maps steps to samples. Every method is a pure function of its arguments and the constructor's."""
-
-    def __init__(self, index: SampleIndex, *, lanes: int, seed: int) -> None:
-        self.index = index
-        self.lanes = lanes
-        self.seed = seed
-        count = len(index.shards)
-        self.window = count if count <= OPEN_SHARDS else max(1, OPEN_SHARDS // lanes)
-        """Shards whose rows are mixed: all of a small dataset, else a lane's share of OPEN_SHARDS."""
-        self._sizes = np.array([len(shard.rows) for shard in index.shards], dtype=np.int64)
-        self._epoch = lru_cache(maxsize=4)(self._make_epoch)
-        self._rows = lru_cache(maxsize=lanes + 64)(self._make_rows)
-
-    def samples(self, step: int, *, global_batch: int, rank: int = 0, world: int = 1) -> list[Sample]:
-        """The samples that worker `rank` of `world` takes in a step, in order.
-
-        Raises:
-            ValueError: `world` does not divide the lanes and the global batch.
-        """
-        if self.lanes % world or global_batch % world:
-            raise ValueError(f"{world} workers do not divide {self.lanes} lanes and a global batch of {global_batch}")
-        first = step * global_batch  # a multiple of `world`
-        return [self.sample(g) for g in range(first + rank, first + global_batch, world)]
-
-    def sample(self, position: int) -> Sample:
-        """The sample at a position (0-based) of the whole run."""
-        number = position // self.index.num_samples
-        epoch = self._epoch(number)
-        lane = position % self.lanes
-        place = int(epoch.lane_start[lane]) + (position - int(epoch.lane_first[lane])) // self.lanes
-        window = self._shard_at(epoch, place) // self.window
-        start = int(epoch.offsets[window * self.window])
-        place = start + int(self._rows(number, window)[place - start])
-        slot = self._shard_at(epoch, place)
-        shard = self.index.shards[int(epoch.shards[slot])]
-        return Sample(number, shard.part, shard.key, int(shard.rows[place - int(epoch.offsets[slot])]))
-
-    def open_shards(self, world: int) -> int:
-        """Shards that a worker has open at once."""
-        return min(len(self.index.shards), self.lanes // world * self.window)
-
-    @staticmethod
-    def _shard_at(epoch: _Epoch, place: int) -> int:
-        return int(np.searchsorted(epoch.offsets, place, side="right")) - 1
-
-    def _make_epoch(self, number: int) -> _Epoch:
-        return _Epoch(number, sizes=self._sizes, lanes=self.lanes, seed=self.seed)
-
-    def _make_rows(self, number: int, window: int) -> NDArray[np.int64]:
-        """The permutation of the rows of a window."""
-        offsets = self._epoch(number).offsets
-        end = min((window + 1) * self.window, len(offsets) - 1)
-        return permutation(int(offsets[end] - offsets[window * self.window]), self.seed, number, 1, window)
-
-
-def sample_rng(sample_id: str, *, seed: int, epoch: int) -> np.random.Generator:
-    """Randomness of one sample in one epoch, whichever worker or thread takes it."""
-    digest = hashlib.sha256(sample_id.encode()).digest()
-    words: list[Any] = [seed % 2**64, epoch, *np.frombuffer(digest, np.uint32).tolist()]
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))

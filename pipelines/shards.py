@@ -190,30 +190,42 @@ def _stream(
         **resources,
     )
     try:
-        with _closing(results.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0)) as batches:
+        with closing_results(results.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0)) as batches:
             for batch in batches:
                 yield from batch["result"]
     except (ray.exceptions.RayError, ExecutionTimeoutError, SystemException) as error:
-        raise ShardError(f"{label}: Ray stopped the work: {_first_line(error)}") from error
+        raise ShardError(f"{label}: Ray stopped the work: {first_line(error)}") from error
     finally:
         _internal_kv_del(f"{run}/", del_by_prefix=True)
 
 
 @contextlib.contextmanager
-def _closing(results: Iterable[_T]) -> Iterator[Iterator[_T]]:
+def closing_results(results: Iterable[_T]) -> Iterator[Iterator[_T]]:
     """Iterate, and leave only when Ray Data's thread that reads ahead has ended.
 
     Ray ends the process with code 1 and without a word if a thread is inside it when it shuts down.
     """
-    others = set(threading.enumerate())
     iterator = cast("Generator[_T]", iter(results))
+    readers: list[threading.Thread] = []
     try:
-        yield iterator
+        yield _noting_readers(iterator, readers)
     finally:
         iterator.close()
-        for thread in set(threading.enumerate()) - others:
-            if thread.name == READER:
-                thread.join(READER_ENDS_S)
+        for thread in readers:
+            thread.join(READER_ENDS_S)
+
+
+def _noting_readers(iterator: Iterator[_T], readers: list[threading.Thread]) -> Iterator[_T]:
+    """The same items; the threads that start with the first one are put down in `readers`."""
+    others = set(threading.enumerate())
+    try:
+        first = next(iterator, None)
+    finally:
+        started = set(threading.enumerate()) - others
+        readers.extend(thread for thread in started if thread.name == READER)
+    if first is not None:
+        yield first
+        yield from iterator
 
 
 def _configure(compute: ComputeSpec) -> None:
@@ -222,12 +234,21 @@ def _configure(compute: ComputeSpec) -> None:
     context.print_on_execution_start = False
     # Ray Data reserves object store for blocks of this size; ours hold addresses and receipts.
     context.target_max_block_size = BLOCK_BYTES
-    # Its executor looks at all tasks ten times a second; ours take seconds, and a second one waits at every actor.
-    streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = LOOK_EVERY_S
-    # And whoever waits for its results asks for them a hundred times a second.
-    streaming_executor_state.time = _PatientClock()
+    look_rarely(LOOK_EVERY_S)  # our tasks take seconds, and a second one waits at every actor
     # Its half an hour is less than a shard of a large ensemble takes.
     context.execution_no_progress_timeout_s = compute.stall_limit_s
+    keep_quiet()
+
+
+def look_rarely(seconds: float) -> None:
+    """Let Ray Data's executors in this process look at their tasks only so often; as it has it, ten times a second."""
+    streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = seconds
+    # And whoever waits for its results asks for them a hundred times a second.
+    streaming_executor_state.time = _PatientClock()
+
+
+def keep_quiet() -> None:
+    """Let Ray Data say what went wrong and nothing else."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
 
@@ -268,7 +289,7 @@ class _Actor:
     def _run(self, key: str, payload: Any) -> Any:
         if self._failure is not None:
             return self._failure
-        if _attempt(f"{self._run_id}/{key}") > self._max_attempts:
+        if count_attempt(f"{self._run_id}/{key}") > self._max_attempts:
             times = self._max_attempts
             return _Failure(f"its worker died {times} times over it (out of memory, or a crash in native code)")
         try:
@@ -277,7 +298,7 @@ class _Actor:
             return _Failure(_text(error))
 
 
-def _attempt(name: str) -> int:
+def count_attempt(name: str) -> int:
     """Count this attempt in Ray's key-value store; Ray itself repeats the task of a dead actor without end."""
     number = 1
     while _internal_kv_put(f"{name}/{number}", b"", overwrite=False):  # true where the key is there already
@@ -285,7 +306,8 @@ def _attempt(name: str) -> int:
     return number
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of Ray says, or the error behind it."""
     cause = getattr(error, "cause", None) or error.__cause__
     text = str(cause if isinstance(cause, Exception) else error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from pipelines.colors import ColorDraws, jitter
+from pipelines.crops import CROP_TRIES, Crop, Point, cut, is_filled, nearest, pixel_of_class, scaled_point
 from seg_models.recipes.recipe import AugmentSpec
 
 # Outside the image: the mean ImageNet colour, so that padding is close to zero once the backbone has normalised it.
@@ -25,12 +27,19 @@ class Draws(NamedTuple):
     """The random numbers of one sample; always all of them, so that no setting shifts the others."""
 
     scale: float
-    top: float
-    left: float
     flip: float
-    brightness: float
-    contrast: float
-    saturation: float
+    colors: ColorDraws
+    around: float
+    corners: tuple[tuple[float, float], ...]
+    """Top and left of every crop that may be tried."""
+
+    @classmethod
+    def taken(cls, rng: np.random.Generator) -> Draws:
+        """All numbers of a sample, in this order: scale, corner, flip, colours, and what came to be later."""
+        scale, top, left, flip, brightness, contrast, saturation = rng.random(7).tolist()
+        hue, blur, sigma, around, *more = rng.random(4 + 2 * (CROP_TRIES - 1)).tolist()
+        colors = ColorDraws(brightness, contrast, saturation, hue, blur, sigma)
+        return cls(scale, flip, colors, around, ((top, left), *zip(more[::2], more[1::2], strict=True)))
 
 
 def augment(
@@ -41,8 +50,10 @@ def augment(
     void: int,
     rng: np.random.Generator,
     mirrored: Sequence[int] = (),
+    centroid: Point | None = None,
+    around: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Resize, cut a random crop, change its colours, pad and flip.
+    """Resize, cut a crop, change its colours, pad and flip.
 
     Args:
         image: (H, W, 3) uint8.
@@ -51,35 +62,51 @@ def augment(
         void: Label of the padding.
         rng: Source of all randomness; the same state gives the same crop.
         mirrored: What each class index is in a mirrored image; default: what it was.
+        centroid: Row and column of the stored image around which the crop is cut; default: anywhere.
+        around: Without a centroid, the crop is cut around a random pixel of these classes, where the label has one
+            (`spec.crop_around`, as indices).
 
     Returns:
-        image (3, h, w) uint8 and label (h, w) int64. Images are resized bilinearly with antialiasing, labels to the
-        nearest pixel, so no new label value appears.
+        image (3, h, w) uint8 and label (h, w) in the type it had. Images are resized bilinearly with antialiasing,
+        labels to the nearest pixel, so no new label value appears.
 
     Raises:
         ValueError: image and label differ in size.
     """
     if image.shape[:2] != label.shape:
         raise ValueError(f"image is {image.shape[:2]} (height, width), its label map {label.shape}")
-    draws = Draws(*rng.random(len(Draws._fields)).tolist())
+    draws = Draws.taken(rng)
     size = target_size(image.shape[:2], spec=spec, draw=draws.scale)
-    rows = _cut(size[0], spec.crop[0], draws.top)
-    columns = _cut(size[1], spec.crop[1], draws.left)
-    pixels = _resize(_planes(image), size)[:, rows, columns]
-    pixels = _jitter(pixels.contiguous(), spec=spec, draws=draws)
-    classes = _nearest(label, size=size, rows=rows, columns=columns)
-    pixels, classes = _pad(pixels, classes, crop=spec.crop, void=void)
+    point = pixel_of_class(label, classes=around, draw=draws.around) if centroid is None else centroid
+    crop, taken = _choose(label, size=size, spec=spec, void=void, point=point, draws=draws)
+    pixels = _resize(_planes(image), size)[:, crop[0], crop[1]]
+    pixels = jitter(pixels.contiguous(), spec=spec, draws=draws.colors)
+    pixels, classes = _pad(pixels, taken, crop=spec.crop, void=void)
     if draws.flip < spec.flip:
-        pixels, classes = pixels.flip(-1), _renamed(classes.flip(-1), mirrored)
-    return pixels.contiguous(), classes.contiguous()
+        pixels, classes = pixels.flip(-1), _renamed(classes[:, ::-1], mirrored, void=void)
+    return pixels.contiguous(), torch.from_numpy(np.ascontiguousarray(classes))
 
 
-def _renamed(classes: Tensor, mirrored: Sequence[int]) -> Tensor:
+def _choose(
+    label: NDArray[Any], *, size: tuple[int, int], spec: AugmentSpec, void: int, point: Point | None, draws: Draws
+) -> tuple[Crop, NDArray[Any]]:
+    """The first crop that no class fills, else the last, and its labels."""
+    scaled = None if point is None else scaled_point(point, size=label.shape, target=size)
+    for corner in draws.corners:
+        crop = cut(size, spec.crop, point=scaled, draws=corner)
+        taken = nearest(label, size=size, crop=crop)
+        if spec.crop_class_max is None or not is_filled(taken, limit=spec.crop_class_max, void=void):
+            break
+    return crop, taken
+
+
+def _renamed(classes: NDArray[Any], mirrored: Sequence[int], *, void: int) -> NDArray[Any]:
     """Other indices for some classes; void, which is none of them, stays."""
-    renamed = classes.clone()
-    for before, after in enumerate(mirrored):
-        if before != after:
-            renamed[classes == before] = after
+    if all(before == after for before, after in enumerate(mirrored)):
+        return classes
+    table = np.arange(void + 1, dtype=classes.dtype)
+    table[: len(mirrored)] = mirrored
+    renamed: NDArray[Any] = table[classes]
     return renamed
 
 
@@ -91,13 +118,6 @@ def target_size(size: tuple[int, ...], *, spec: AugmentSpec, draw: float) -> tup
     if spec.short_side is not None:
         factor *= spec.short_side / min(height, width)
     return max(1, round(height * factor)), max(1, round(width * factor))
-
-
-def _cut(length_px: int, crop_px: int, draw: float) -> slice:
-    """A random stretch of at most `crop_px` pixels; all of it where the image is smaller than the crop."""
-    free = max(0, length_px - crop_px)
-    start = min(free, int(draw * (free + 1)))
-    return slice(start, min(length_px, start + crop_px))
 
 
 def _planes(image: NDArray[np.uint8]) -> Tensor:
@@ -112,42 +132,13 @@ def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     return resized
 
 
-def _nearest(label: NDArray[Any], *, size: tuple[int, int], rows: slice, columns: slice) -> Tensor:
-    """The crop of the resized label map: each pixel takes the label at its centre."""
-    y = _sources(label.shape[0], size[0])[rows]
-    x = _sources(label.shape[1], size[1])[columns]
-    return torch.from_numpy(label[y[:, None], x[None, :]].astype(np.int64))
-
-
-def _sources(length_px: int, target_px: int) -> NDArray[np.int64]:
-    """For each target pixel the source pixel under its centre."""
-    centres = (np.arange(target_px, dtype=np.int64) * 2 + 1) * length_px // (2 * target_px)
-    return np.minimum(centres, length_px - 1)
-
-
-def _jitter(image: Tensor, *, spec: AugmentSpec, draws: Draws) -> Tensor:
-    """Brightness, contrast and saturation, in this order, each by a factor in [max(0, 1 - s), 1 + s]."""
-    if spec.brightness:
-        image = tv.adjust_brightness(image, _factor(spec.brightness, draws.brightness))
-    if spec.contrast:
-        image = tv.adjust_contrast(image, _factor(spec.contrast, draws.contrast))
-    if spec.saturation:
-        image = tv.adjust_saturation(image, _factor(spec.saturation, draws.saturation))
-    return image
-
-
-def _factor(strength: float, draw: float) -> float:
-    low = max(0.0, 1.0 - strength)
-    return low + (1.0 + strength - low) * draw
-
-
-def _pad(image: Tensor, label: Tensor, *, crop: tuple[int, int], void: int) -> tuple[Tensor, Tensor]:
+def _pad(image: Tensor, label: NDArray[Any], *, crop: tuple[int, int], void: int) -> tuple[Tensor, NDArray[Any]]:
     height, width = label.shape
     if (height, width) == crop:
         return image, label
     color = torch.tensor(PAD_COLOR, dtype=image.dtype)[:, None, None]
     pixels = color.expand(3, *crop).clone()
-    classes = torch.full(crop, void, dtype=label.dtype)
+    classes = np.full(crop, void, label.dtype)
     pixels[:, :height, :width] = image
     classes[:height, :width] = label
     return pixels, classes

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jobs.training.model import fresh_model, place_model, resumed_model
-from jobs.training.plan import TrainPlan, Worker
+from jobs.training.plan import TrainPlan, Worker, sample_order
 from jobs.training.points import PointLog
 from jobs.training.progress import StepTimer
 from jobs.training.reductions import broadcast_object, gather_objects, mean_over_workers
@@ -31,8 +32,8 @@ from jobs.training.resume import (
     save_checkpoint,
 )
 from jobs.training.step import Stepper
-from pipelines.batches import BatchStream
-from pipelines.samples import SampleOrder
+from pipelines.batch_plan import BatchPlan, BatchStream
+from pipelines.batches import open_batches
 from seg_models.outputs import SegModel
 
 
@@ -40,7 +41,8 @@ def train(plan: TrainPlan, worker: Worker) -> tuple[SegModel, dict[str, Any]]:
     """Train from the newest good checkpoint of the run, or from the start, to the recipe's last step.
 
     Returns:
-        The trained network and figures: steps, resumed_from, seconds, images_per_s, workers, transfer.
+        The trained network and figures: steps, resumed_from, seconds, images_per_s, workers, transfer, and phases_s
+        (seconds by phase since `resumed_from`).
 
     Raises:
         ValueError: something the user can mend: other settings than the run was started with, an unreadable sample,
@@ -51,7 +53,8 @@ def train(plan: TrainPlan, worker: Worker) -> tuple[SegModel, dict[str, Any]]:
     state = _find_state(plan, worker, say)
     trainer = _Trainer(plan, worker, state, say)
     with contextlib.closing(trainer):
-        return trainer.stepper.model, trainer.run()
+        figures = trainer.run()
+        return trainer.stepper.result(), figures
 
 
 def configure_torch(plan: TrainPlan, device: torch.device) -> None:
@@ -101,7 +104,7 @@ class _Trainer:
         """All steps that are left; figures of the whole run."""
         losses: list[Tensor] = []
         while self.step < self.recipe.steps:
-            with self.timer.waiting():
+            with self.stepper.phases.host("data_wait"):
                 batches = [next(self.stream) for _ in range(self.plan.accumulate)]
             assert all(batch.step == self.step for batch in batches)
             losses.append(self.stepper.step(batches))
@@ -110,7 +113,8 @@ class _Trainer:
                 self._log(losses)
                 losses.clear()
             if self._is_due(self.plan.checkpoint_every):
-                self._save()
+                with self.stepper.phases.host("checkpoint"):
+                    self._save()
         seconds = self._seconds()
         return {
             "steps": self.recipe.steps,
@@ -119,6 +123,7 @@ class _Trainer:
             "images_per_s": self.recipe.steps * self.recipe.global_batch / seconds,
             "workers": self.worker.world,
             "transfer": self.transfer,
+            "phases_s": self.timer.phases,
         }
 
     def close(self) -> None:
@@ -145,15 +150,15 @@ class _Trainer:
     def _restore(self, state: TrainState | None) -> None:
         """Optimizer and random state; a worker that the checkpoint does not know gets randomness of its own."""
         if state is not None:
-            self.stepper.optimizer.load_state_dict(state.optimizer)
+            self.stepper.load_state_dict(state.stepper)
         if state is not None and self.worker.rank < len(state.rng):
             restore_rng(state.rng[self.worker.rank], self.worker.device)
         else:
             _seed(self.recipe.seed, self.worker.rank, self.step)
 
     def _stream(self) -> BatchStream:
-        return BatchStream(
-            SampleOrder(self.plan.index, lanes=self.recipe.lanes, seed=self.recipe.seed),
+        plan = BatchPlan(
+            make_order=partial(sample_order, self.recipe, self.plan.index),
             augment=self.recipe.augment,
             global_batch=self.recipe.global_batch,
             steps=self.recipe.steps,
@@ -161,8 +166,8 @@ class _Trainer:
             accumulate=self.plan.accumulate,
             rank=self.worker.rank,
             world=self.worker.world,
-            num_threads=self.plan.data_threads,
         )
+        return open_batches(plan, data_workers=self.plan.data_workers, threads=self.plan.data_threads)
 
     def _points(self) -> PointLog:
         sender = None
@@ -174,23 +179,33 @@ class _Trainer:
 
     def _log(self, losses: list[Tensor]) -> None:
         """Record and print the mean loss over workers and the steps since the last line."""
-        self.stepper.check_losses(before=self.step)
-        loss, lr = float(mean_over_workers(torch.stack(losses).mean())), self.stepper.lr
-        lap = self.timer.lap(self.step)
-        if self.points is not None:
-            self.points.log({"train/loss": loss, "train/lr": lr, **lap.metrics()}, step=self.step)
-        self.say(f"step {self.step}/{self.recipe.steps}  loss {loss:.4f}  lr {lr:.2e}  {lap.text()}")
+        stepper = self.stepper
+        lap = self.timer.lap(self.step, phases=stepper.phases.take())  # a GPU has done its steps from here on
+        with stepper.phases.host("report"):
+            stepper.check_losses(before=self.step)
+            loss = float(mean_over_workers(torch.stack(losses).mean()))
+            metrics = {"train/loss": loss, "train/lr": stepper.lr, **stepper.metrics(), **lap.metrics()}
+            if self.points is not None:
+                self.points.log(metrics, step=self.step)
+            words = [
+                f"step {self.step}/{self.recipe.steps}",
+                f"loss {loss:.4f}",
+                f"lr {stepper.lr:.2e}",
+                stepper.text(),
+            ]
+            self.say("  ".join(word for word in (*words, lap.text()) if word))
 
     def _save(self) -> None:
         self.stepper.check_losses(before=self.step)
-        states = gather_objects(rng_state(self.worker.device))
+        state = self._state()
         if self.points is None:
             return
         self.points.flush()
-        save_checkpoint(self.plan.run, self._state(states))
+        save_checkpoint(self.plan.run, state)
         prune_checkpoints(self.plan.run, saved=self.step, keep=self.plan.keep_checkpoints)
 
-    def _state(self, rng: list[dict[str, Any]]) -> TrainState:
+    def _state(self) -> TrainState:
+        """The state after the present step; every worker takes part."""
         facts = {
             "identity": self.plan.identity,
             "world": self.worker.world,
@@ -198,8 +213,8 @@ class _Trainer:
             "seconds": self._seconds(),
             "transfer": self.transfer,
         }
-        model, optimizer = self.stepper.model.state_dict(), self.stepper.optimizer.state_dict()
-        return TrainState(self.step, model, optimizer, rng, facts)
+        rng = gather_objects(rng_state(self.worker.device))
+        return TrainState(self.step, self.stepper.model_state(), self.stepper.state_dict(), rng, facts)
 
 
 def _seed(*key: int) -> None:

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from jobs.training.batchnorm import synchronise_batch_norm
 from jobs.training.plan import TrainPlan, Worker
 from jobs.training.reductions import reduce_in_rank_order
+from jobs.training.sharding import shard
 from pipelines import storage
 from pipelines.labels import LabelSpace
 from seg_models.backbones.timm_backbone import move_weights, without_weights
@@ -68,20 +69,37 @@ def place_model(model: SegModel, plan: TrainPlan, worker: Worker) -> SegModel:
     """
     if plan.recipe.sync_batch_norm and worker.world > 1:
         synchronise_batch_norm(model, worker.device)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if plan.channels_last and not is_sharded(plan, worker):  # FSDP splits weights that lie in order
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.to(worker.device)
 
 
+def is_sharded(plan: TrainPlan, worker: Worker) -> bool:
+    """Whether every worker holds a part of the network."""
+    return plan.parallel == "fsdp" and worker.world > 1
+
+
 def parallel(model: SegModel, plan: TrainPlan, worker: Worker) -> nn.Module:
-    """The network whose gradients are averaged over the workers."""
+    """The network whose gradients are averaged over the workers; with FSDP the model itself, which is changed."""
+    if plan.compile:
+        model.compile()
     if worker.world == 1:
         return model
+    if is_sharded(plan, worker):
+        shard(model, worker.device)
+        return model
+    return _replicated(model, plan, worker)
+
+
+def _replicated(model: SegModel, plan: TrainPlan, worker: Worker) -> DistributedDataParallel:
     wrapped = DistributedDataParallel(
         model,
         device_ids=[worker.device] if worker.device.type == "cuda" else None,
         broadcast_buffers=not plan.recipe.sync_batch_norm,
     )
-    if plan.deterministic and worker.device.type == "cpu" and worker.world > 2:
+    # gloo's sum of two numbers is the same in any order.
+    needs_order = plan.deterministic and worker.device.type == "cpu" and worker.world > 2
+    if plan.reduce == "ordered" or (plan.reduce == "auto" and needs_order):
         reduce_in_rank_order(wrapped)
     return wrapped
 

@@ -1,21 +1,22 @@
-"""Optimizers, their parameter groups, and the learning rate as a function of the step alone."""
+"""Optimizers and their parameter groups."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parameter import Parameter
 from torch.optim import SGD, AdamW, Optimizer
 
-from seg_models.recipes.recipe import OptimizerSpec, ScheduleSpec
+from seg_models.recipes.recipe import OptimizerSpec
 
 BACKBONE = "backbone."
 
 
 def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
-    """The optimizer over the trainable parameters of a model; the backbone may learn at another rate.
+    """The optimizer over the trainable parameters of a model; backbone and head may learn at rates of their own.
 
     Every group carries `base_lr`, the rate that the schedule multiplies.
     """
@@ -28,28 +29,38 @@ def build_optimizer(model: nn.Module, spec: OptimizerSpec) -> Optimizer:
 def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
     """Groups by (backbone, decayed), in a fixed order, without empty ones.
 
+    The backbone is what lies under `backbone.`, also of a network inside another; the rest is the head.
+
     Raises:
-        ValueError: a factor for the backbone is set but the model has no parameters under `backbone.`.
+        ValueError: a factor is set for a part that the model does not have.
     """
     plain = set() if spec.decay_norms_and_biases else _norms_and_biases(model)
     groups: dict[tuple[bool, bool], list[Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (f".{BACKBONE}" in f".{name}", name not in plain)  # also of a network inside another
+            key = (f".{BACKBONE}" in f".{name}", name not in plain)
             groups.setdefault(key, []).append(parameter)
-    factors = {name: getattr(spec, name) for name in ("backbone_lr_factor", "backbone_decay_factor")}
-    changed = [name for name, factor in factors.items() if factor != 1.0]
-    if changed and not any(backbone for backbone, _ in groups):
-        raise ValueError(
-            f"optimizer.{changed[0]} = {factors[changed[0]]} takes no effect: "
-            f"{type(model).__name__} has no parameters under `backbone`"
-        )
-    return [_group(groups[key], backbone=key[0], decayed=key[1], spec=spec) for key in sorted(groups)]
+    parts = {"backbone": True, "head": False}
+    for part, backbone in parts.items():
+        if not any(key[0] is backbone for key in groups):
+            _check_no_factor(model, spec, part)
+    return [
+        _group(groups[key], part="backbone" if key[0] else "head", decayed=key[1], spec=spec) for key in sorted(groups)
+    ]
 
 
-def _group(parameters: list[Parameter], *, backbone: bool, decayed: bool, spec: OptimizerSpec) -> dict[str, Any]:
-    lr = spec.lr * (spec.backbone_lr_factor if backbone else 1.0)
-    decay = spec.weight_decay * (spec.backbone_decay_factor if backbone else 1.0)
+def _check_no_factor(model: nn.Module, spec: OptimizerSpec, part: str) -> None:
+    for key in (f"{part}_lr_factor", f"{part}_decay_factor"):
+        if (factor := getattr(spec, key)) != 1.0:
+            where = "under `backbone`" if part == "backbone" else "outside of `backbone`"
+            raise ValueError(
+                f"optimizer.{key} = {factor} takes no effect: {type(model).__name__} has no parameters {where}"
+            )
+
+
+def _group(parameters: list[Parameter], *, part: str, decayed: bool, spec: OptimizerSpec) -> dict[str, Any]:
+    lr: float = spec.lr * getattr(spec, f"{part}_lr_factor")
+    decay: float = spec.weight_decay * getattr(spec, f"{part}_decay_factor")
     return {
         "params": parameters,
         "lr": lr,
@@ -63,26 +74,16 @@ def _norms_and_biases(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.ndim <= 1}
 
 
-def lr_factor(step: int, *, spec: ScheduleSpec, steps: int) -> float:
-    """What the base learning rate is multiplied with at a step (0-based).
+def clip_gradients(model: nn.Module, spec: OptimizerSpec) -> Tensor | None:
+    """Scale the gradients down to the largest norm the settings allow; the norm before, None without a limit.
 
-    poly: (1 - step / steps) ** power (Liu et al., ParseNet, 2015). During warm-up the result grows linearly from
-    `warmup_factor` times the schedule to the schedule itself.
+    The norm is that of the gradient over all weights, also where every worker holds a part of them.
     """
-    factor = (1 - step / steps) ** spec.power if spec.kind == "poly" else 1.0
-    if step < spec.warmup_steps:
-        factor *= spec.warmup_factor + (1 - spec.warmup_factor) * step / spec.warmup_steps
-    return factor
-
-
-def set_lr(optimizer: Optimizer, factor: float) -> float:
-    """Give every group `factor` times its base rate and return the largest rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
-    return float(max(group["lr"] for group in optimizer.param_groups))
-
-
-def clip_gradients(model: nn.Module, spec: OptimizerSpec) -> None:
-    """Scale the gradients down to the largest norm the settings allow."""
-    if spec.clip_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), spec.clip_grad_norm)
+    if spec.clip_grad_norm is None:
+        return None
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    torch.nn.utils.clip_grads_with_norm_(model.parameters(), spec.clip_grad_norm, norm)
+    return norm

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 
 from pipelines import storage
 from pipelines.labels import LabelSpace
+from pipelines.order import SampleOrder
 from pipelines.samples import SampleIndex
+from pipelines.sampling import epoch_samples, make_order
 from seg_models.checkpoints import MODEL_FILE
 from seg_models.recipes.recipe import Recipe
 
@@ -34,11 +37,17 @@ class TrainPlan:
     identity: dict[str, Any]
     init_from: str | None = None
     accumulate: int = 1
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: bool = True
+    compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    reduce: Literal["auto", "all_reduce", "ordered"] = "auto"
     threads: int = 1
     """Torch threads of a worker."""
     data_threads: int = 2
-    """Threads of a worker that decode and augment."""
+    """Threads of a worker that decode and augment, where it has no data workers."""
+    data_workers: int = 0
+    """Data workers of a worker: actors of Ray Data that decode and augment for it."""
     deterministic: bool = True
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
@@ -50,6 +59,12 @@ class TrainPlan:
         """The classes of the data."""
         return self.index.label_space
 
+    @cached_property
+    def epoch_steps(self) -> float:
+        """Steps of an epoch; need not be whole."""
+        recipe = self.recipe
+        return epoch_samples(recipe.sampling, self.index, steps=recipe.steps) / recipe.global_batch
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -58,6 +73,22 @@ class Worker:
     rank: int
     world: int
     device: torch.device
+
+
+def sample_order(recipe: Recipe, index: SampleIndex) -> SampleOrder:
+    """The order of the samples of a run.
+
+    Raises:
+        ValueError: sampling settings that do not fit the data.
+    """
+    return make_order(
+        recipe.sampling,
+        index,
+        steps=recipe.steps,
+        global_batch=recipe.global_batch,
+        lanes=recipe.lanes,
+        seed=recipe.seed,
+    )
 
 
 def run_identity(recipe: Recipe, index: SampleIndex, *, init_from: str | None) -> dict[str, Any]:
@@ -70,6 +101,7 @@ def run_identity(recipe: Recipe, index: SampleIndex, *, init_from: str | None) -
         "recipe": recipe.model_dump(mode="json"),
         "label_space": index.label_space.model_dump(mode="json"),
         "data": [summary.fingerprint for summary in index.parts],
+        "parts": [{"name": summary.part.name, "weight": summary.part.weight} for summary in index.parts],
         "init_from": None if init_from is None else _model_hash(init_from),
     }
 

@@ -2,7 +2,8 @@
 
     <run>/checkpoints/step-00000500/
         model.safetensors     parameters and buffers
-        optimizer.pt          optimizer state and the random state of every worker (tensors and plain values only)
+        stepper.pt            optimizer, averaged weights, and the random state of every worker (tensors and plain
+                              values only)
         trainer.json          step, identity of the run, number of workers, lanes
         manifest.json         size and SHA-256 of the three, written last
 
@@ -29,7 +30,7 @@ from torch import Tensor
 from pipelines import storage
 from pipelines.tables import differing_keys
 
-MODEL, OPTIMIZER, TRAINER, MANIFEST = "model.safetensors", "optimizer.pt", "trainer.json", "manifest.json"
+MODEL, STEPPER, TRAINER, MANIFEST = "model.safetensors", "stepper.pt", "trainer.json", "manifest.json"
 FOLDER = re.compile(r"^step-(\d{8,})$")
 
 
@@ -44,7 +45,8 @@ class TrainState:
     step: int
     """Optimizer steps done."""
     model: Mapping[str, Tensor]
-    optimizer: dict[str, Any]
+    stepper: dict[str, Any]
+    """What a step goes on from beside the weights: optimizer, loss scaler, averaged weights."""
     rng: list[dict[str, Any]]
     """Random state of every worker, in rank order."""
     facts: dict[str, Any]
@@ -67,7 +69,7 @@ def save_checkpoint(run: str, state: TrainState) -> str:
     trainer = {"step": state.step, **state.facts}
     files = {
         MODEL: save({name: tensor.detach().cpu().contiguous() for name, tensor in state.model.items()}),
-        OPTIMIZER: _pack({"optimizer": state.optimizer, "rng": state.rng}),
+        STEPPER: _pack({"stepper": state.stepper, "rng": state.rng}),
         TRAINER: json.dumps(trainer, indent=2, sort_keys=True).encode(),
     }
     for name, data in files.items():
@@ -86,13 +88,13 @@ def load_checkpoint(uri: str) -> TrainState:
     files = _read_verified(uri)
     trainer = json.loads(files[TRAINER])
     try:
-        packed = torch.load(io.BytesIO(files[OPTIMIZER]), weights_only=True, map_location="cpu")
+        packed = torch.load(io.BytesIO(files[STEPPER]), weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        raise DamagedCheckpointError(f"{uri}: {OPTIMIZER} holds more than tensors and plain values") from error
+        raise DamagedCheckpointError(f"{uri}: {STEPPER} holds more than tensors and plain values") from error
     return TrainState(
         step=int(trainer.pop("step")),
         model=load(files[MODEL]),
-        optimizer=packed["optimizer"],
+        stepper=packed["stepper"],
         rng=packed["rng"],
         facts=trainer,
     )
@@ -184,7 +186,7 @@ def restore_rng(state: dict[str, Any], device: torch.device) -> None:
 def _read_verified(uri: str) -> dict[str, bytes]:
     """The three files, whose manifest must say exactly what is there."""
     try:
-        files = {name: storage.read_bytes(storage.join(uri, name)) for name in (MODEL, OPTIMIZER, TRAINER)}
+        files = {name: storage.read_bytes(storage.join(uri, name)) for name in (MODEL, STEPPER, TRAINER)}
         manifest = storage.read_bytes(storage.join(uri, MANIFEST))
     except ValueError as error:
         raise DamagedCheckpointError(f"not whole ({error})") from error

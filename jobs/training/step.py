@@ -4,42 +4,44 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from jobs.training.model import call, parallel
-from jobs.training.optimizers import build_optimizer, clip_gradients, lr_factor, set_lr
+from jobs.training.averaging import WeightAverage
+from jobs.training.model import call, is_sharded, parallel, resumed_model
+from jobs.training.optimizers import build_optimizer, clip_gradients
+from jobs.training.phases import PhaseTimer
 from jobs.training.plan import TrainPlan, Worker, class_weights
-from pipelines.batches import Batch
+from jobs.training.precision import autocast_dtype, gradient_scaler
+from jobs.training.schedules import lr_factor, set_lr
+from jobs.training.sharding import broadcast_buffers, load_optimizer_state, set_reduction, whole, whole_optimizer_state
+from pipelines.batch_plan import Batch
 from seg_models.outputs import SegModel, SemanticTarget
 
 
-def autocast_dtype(plan: TrainPlan, device: torch.device) -> torch.dtype | None:
-    """bf16, or None for float32 throughout.
-
-    Raises:
-        ValueError: bf16 was asked for and the GPU does not have it.
-    """
-    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if plan.precision == "bf16" and not has_bf16:
-        raise ValueError(f"precision = 'bf16': {torch.cuda.get_device_name(device)} has no bf16; use 'fp32' or 'auto'")
-    wanted = plan.precision == "bf16" or (plan.precision == "auto" and device.type == "cuda" and has_bf16)
-    return torch.bfloat16 if wanted else None
-
-
 class Stepper:
-    """A network with its optimizer. `model` is the network itself, `network` the one that talks to other workers."""
+    """A network with everything that a step changes: its weights, the optimizer, and what else goes on with a run.
+
+    `model` is the network itself, `network` the one that talks to other workers. `state_dict`, `model_state` and
+    `result` gather what is spread over the workers: every worker calls them, in the same order.
+    """
 
     def __init__(self, plan: TrainPlan, worker: Worker, model: SegModel) -> None:
         self.model = model
         self.network = parallel(model, plan, worker)
-        self.optimizer = build_optimizer(model, plan.recipe.optimizer)
         self.lr = 0.0
-        self._plan, self._device = plan, worker.device
+        self.phases = PhaseTimer(worker.device)
+        """Seconds of transfer, forward, backward and update; the loop adds its own phases."""
+        self._optimizer = build_optimizer(model, plan.recipe.optimizer)
+        self._average = None if plan.recipe.ema is None else WeightAverage(model, plan.recipe.ema)
+        self._plan, self._worker, self._device = plan, worker, worker.device
+        self._is_sharded = is_sharded(plan, worker)
         self._dtype = autocast_dtype(plan, worker.device)
+        self._scaler = gradient_scaler(self._dtype, worker.device)
+        self._gradient_norm: Tensor | None = None
         weights = class_weights(plan.recipe, plan.label_space)
         self._class_weights = None if weights is None else weights.to(worker.device)
         self._unchecked: deque[tuple[int, tuple[str, ...], Tensor]] = deque()
@@ -48,16 +50,64 @@ class Stepper:
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Update the network with the micro-batches of a step; their mean loss, still on the device."""
         recipe, step = self._plan.recipe, batches[0].step
-        self.lr = set_lr(self.optimizer, lr_factor(step, spec=recipe.schedule, steps=recipe.steps))
-        self.optimizer.zero_grad(set_to_none=True)
+        factor = lr_factor(step, spec=recipe.schedule, steps=recipe.steps, epoch_steps=self._plan.epoch_steps)
+        self.lr = set_lr(self._optimizer, factor)
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._is_sharded and not recipe.sync_batch_norm:
+            broadcast_buffers(self.model)
         losses: list[Tensor] = []
         for batch in batches:
-            with contextlib.nullcontext() if batch is batches[-1] else _without_reduction(self.network):
+            with self._reduction(on=batch is batches[-1]):
                 losses.append(self._backward(batch, share=1 / len(batches)))
-        clip_gradients(self.model, recipe.optimizer)
-        self.optimizer.step()
+        with self.phases.device("update"):
+            self._update()
         self.check_losses(before=step)  # one step late, so that a GPU need not stop for it
         return torch.stack(losses).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights: plain values and whole tensors, which the next step changes."""
+        return {
+            "optimizer": whole_optimizer_state(self._optimizer),
+            "scaler": self._scaler.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned; the number of workers and the precision may be others."""
+        load_optimizer_state(self._optimizer, state["optimizer"])
+        if state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the network in training, whole; the next step changes them."""
+        return {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
+
+    def result_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the network to evaluate and to publish: averaged ones where the recipe asks."""
+        return self.model_state() if self._average is None else self._average.tensors()
+
+    def result(self) -> SegModel:
+        """The network to evaluate and to publish; training may go on with it, so only look at it."""
+        if self._average is None and not self._is_sharded:
+            return self.model
+        state = self.result_state()
+        with torch.random.fork_rng(devices=[]):  # building draws numbers that training must not miss
+            return resumed_model(self._plan, state).to(self._device)
+
+    def metrics(self) -> dict[str, float]:
+        """Points of the curve beside loss, rate and timing."""
+        found = {}
+        if self._gradient_norm is not None:
+            found["train/gradient_norm"] = float(self._gradient_norm)
+        if self._scaler.is_enabled():
+            found["train/loss_scale"] = self._scaler.get_scale()
+        return found
+
+    def text(self) -> str:
+        """For the line of the log, beside loss, rate and timing; may be empty."""
+        return f"loss scale {self._scaler.get_scale():g}" if self._scaler.is_enabled() else ""
 
     def check_losses(self, *, before: int) -> None:
         """Look at the losses of the steps before this one.
@@ -74,15 +124,42 @@ class Stepper:
                     "recipe.optimizer.clip_grad_norm, or more recipe.schedule.warmup_steps"
                 )
 
+    def _update(self) -> None:
+        """Change the weights by the gradients that have been added up."""
+        self._scaler.unscale_(self._optimizer)
+        self._gradient_norm = clip_gradients(self.model, self._plan.recipe.optimizer)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._average is not None:
+            self._average.update(self.model)
+
+    @contextlib.contextmanager
+    def _reduction(self, *, on: bool) -> Iterator[None]:
+        """Without reduction gradients add up locally; the last micro-batch of a step reduces their sum."""
+        if self._is_sharded:
+            set_reduction(self.model, on=on)
+            yield
+            return
+        with contextlib.nullcontext() if on else _no_sync(self.network):
+            yield
+
     def _backward(self, batch: Batch, *, share: float) -> Tensor:
-        images, labels = (_move(tensor, self._device) for tensor in (batch.images, batch.labels))
+        with self.phases.device("transfer"):
+            images, labels = _move(batch.images, self._device), _move(batch.labels, self._device).long()
+            if self._plan.channels_last and self._is_sharded:
+                images = images.contiguous(memory_format=torch.channels_last)
+        with self.phases.device("forward"):
+            loss = self._loss(images, labels)
+        self._unchecked.append((batch.step, batch.ids, loss.detach()))
+        with self.phases.device("backward"):
+            self._scaler.scale(loss * share).backward()
+        return loss.detach()
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
             output = call(self.network, images)
             target = SemanticTarget(labels, void=self._plan.label_space.void, class_weights=self._class_weights)
-            loss = total_loss(self.model.loss(output, target), aux_weight=self._plan.recipe.loss.aux_weight)
-        self._unchecked.append((batch.step, batch.ids, loss.detach()))
-        (loss * share).backward()
-        return loss.detach()
+            return total_loss(self.model.loss(output, target), aux_weight=self._plan.recipe.loss.aux_weight)
 
 
 def total_loss(losses: dict[str, Tensor], *, aux_weight: float) -> Tensor:
@@ -90,9 +167,8 @@ def total_loss(losses: dict[str, Tensor], *, aux_weight: float) -> Tensor:
     return torch.stack([loss * aux_weight if name.startswith("aux") else loss for name, loss in losses.items()]).sum()
 
 
-def _without_reduction(network: nn.Module) -> Any:
-    """Gradients add up locally; the last micro-batch reduces their sum."""
-    no_sync = getattr(network, "no_sync", contextlib.nullcontext)
+def _no_sync(network: nn.Module) -> Any:
+    no_sync = getattr(network, "no_sync", contextlib.nullcontext)  # one worker has nothing to reduce
     return no_sync()
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.specs import TrainData, TrainJob
+from jobs.specs import LabelledSplit, TrainJob
 from jobs.tracked_run import Run
 from jobs.training.model import local_weights
-from jobs.training.plan import Tracking, TrainPlan, class_weights, run_identity, usable_workers
+from jobs.training.plan import Tracking, TrainPlan, class_weights, run_identity, sample_order, usable_workers
 from jobs.training.resources import Allocation, allocate, this_machine
 from jobs.training.resume import check_identity, check_same_run, checkpoint_steps
+from jobs.training.sampling_table import check_sampling, planned_table, sampling_table
 from pipelines import storage
+from pipelines.centroids import complete_index, known_index
 from pipelines.samples import Part, SampleIndex, build_index
+from pipelines.sampling import epoch_samples
 from seg_models.backbones.timm_backbone import find_weights
 from seg_models.models import describe_model
 
@@ -40,6 +43,7 @@ def check_job(job: TrainJob) -> TrainWork:
     run_uri = storage.join(storage.normalise(job.output), job.name)
     index = build_index([part_of(data) for data in job.data])
     class_weights(job.recipe, index.label_space)
+    check_sampling(job.recipe, index)
     for summary in index.parts:
         if summary.num_missing_shards:
             print(f"{summary.part}: {summary.num_missing_shards} shards have no labels yet and are left out")
@@ -73,9 +77,21 @@ def _check_validation(job: TrainJob, index: SampleIndex) -> None:
         raise ValueError(f"validate_on: the class list of {part} is not that of the training data")
 
 
-def part_of(data: TrainData) -> Part:
+def part_of(data: LabelledSplit) -> Part:
     """The same as the pipelines call it."""
-    return Part(dataset=storage.normalise(data.dataset), labels=data.labels, split=data.split)
+    return Part(**{**data.model_dump(), "dataset": storage.normalise(data.dataset)})
+
+
+def look_at_labels(work: TrainWork) -> TrainWork:
+    """The work with what its sampling must know of the labels; a stage on the running Ray, once per label set.
+
+    Raises:
+        ShardError: a label cannot be read.
+        ValueError: nothing to draw by class.
+    """
+    index = complete_index(work.index, work.job.recipe.sampling, compute=work.job.compute, run=work.run)
+    sample_order(work.job.recipe, index)
+    return replace(work, index=index)
 
 
 def finished_result(work: TrainWork) -> dict[str, Any] | None:
@@ -117,6 +133,10 @@ def make_plan(work: TrainWork, allocation: Allocation, tracked: Run) -> TrainPla
         init_from=None if job.init_from is None else storage.normalise(job.init_from),
         accumulate=job.accumulate,
         precision=job.precision,
+        channels_last=job.channels_last,
+        compile=job.compile,
+        parallel=job.parallel,
+        reduce=job.reduce,
         threads=allocation.threads,
         data_threads=allocation.data_threads,
         deterministic=job.deterministic,
@@ -136,13 +156,16 @@ def plan_table(work: TrainWork) -> dict[str, Any]:
     recipe = work.job.recipe
     info = describe_model(recipe.model, num_classes=work.index.label_space.num_classes, size=recipe.augment.crop)
     images = recipe.steps * recipe.global_batch
+    known = known_index(work.index, recipe.sampling, run=work.run)
+    length = None if known is None else epoch_samples(recipe.sampling, known, steps=recipe.steps)
     return {
         "run": work.run,
         "samples": work.index.num_samples,
         "data": parts_table(work),
+        "sampling": planned_table(recipe, work.index) if known is None else sampling_table(recipe, known),
         "classes": work.index.label_space.num_classes,
         "steps": recipe.steps,
-        "epochs": round(images / work.index.num_samples, 3),
+        "epochs": None if length is None else round(images / length, 3),
         "parameters": info.params,
         "gmac_per_image": round(info.gmac, 3),
         "checkpoint_mb": round(checkpoint_bytes(work, info.params) / 1e6, 1),

@@ -116,27 +116,32 @@ def require_folder(uri: str, *, key: str) -> str:
     return folder
 
 
-def read_text(uri: str, *, key: str) -> str:
+def read_text(uri: str, *, key: str | None = None) -> str:
     """The content of a text file.
+
+    Args:
+        uri: the file.
+        key: the setting that names it, for the message; None where whoever catches the error says it.
 
     Raises:
         ValueError: the file is missing (the message names the nearest one beside it) or is not UTF-8.
     """
     path = storage.normalise(uri)
     above = storage.parent(path)
+    where = path if key is None else f"{key}: {path}"
     if not storage.exists(path):
         beside = storage.list_files(above, recursive=False) if storage.is_dir(above) else []
         hint = did_you_mean(path.rpartition("/")[2], [file.relative for file in beside])
-        raise ValueError(f"{key}: {path}: no such file{hint}")
+        raise ValueError(f"{where}: no such file{hint}")
     if storage.is_dir(path):
-        raise ValueError(f"{key}: {path}: is a folder, a text file is needed")
+        raise ValueError(f"{where}: is a folder, a text file is needed")
     try:
         return storage.read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{key}: {path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise ValueError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
-def read_lines(uri: str, *, key: str) -> list[str]:
+def read_lines(uri: str, *, key: str | None = None) -> list[str]:
     """The non-empty lines of a text file, without surrounding blanks.
 
     Raises:

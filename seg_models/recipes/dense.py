@@ -14,8 +14,8 @@ from seg_models.recipes.recipe import Recipe
 def fcn_resnet50_cityscapes() -> Recipe:
     """FCN with a dilated ResNet-50 on Cityscapes, 19 classes.
 
-    Source: mmsegmentation, fcn_r50-d8_4xb2-80k_cityscapes-512x1024. Hue jitter is left out, the learning rate falls to
-    0 instead of 1e-4, and its head has one 3×3 convolution and a skip more than ours.
+    Source: mmsegmentation, fcn_r50-d8_4xb2-80k_cityscapes-512x1024. Its head
+    has one 3×3 convolution and a skip more than ours.
     Command: segray train job.toml with recipe = "fcn_resnet50_cityscapes"; fetches timm's ImageNet weights.
     Cost: about 3 GPU-hours at 100 TFLOP/s sustained (derived from 277 GMAC per image).
     Result: published 73.61 mIoU on val, whole image, single scale; 74.24 with scales and flip. Not ours.
@@ -26,8 +26,8 @@ def fcn_resnet50_cityscapes() -> Recipe:
 def deeplabv3_resnet50_cityscapes() -> Recipe:
     """DeepLabV3 with a dilated ResNet-50 on Cityscapes, 19 classes.
 
-    Source: mmsegmentation, deeplabv3_r50-d8_4xb2-80k_cityscapes-512x1024. Hue jitter is left out, the learning rate
-    falls to 0 instead of 1e-4, and its branches have 512 channels without projection.
+    Source: mmsegmentation, deeplabv3_r50-d8_4xb2-80k_cityscapes-512x1024. Its
+    branches have 512 channels without projection.
     Command: segray train job.toml with recipe = "deeplabv3_resnet50_cityscapes"; fetches timm's ImageNet weights.
     Cost: about 3 GPU-hours at 100 TFLOP/s sustained (derived from 330 GMAC per image).
     Result: published 79.32 mIoU on val, whole image, single scale. Not ours.
@@ -38,8 +38,8 @@ def deeplabv3_resnet50_cityscapes() -> Recipe:
 def deeplabv3plus_resnet50_cityscapes() -> Recipe:
     """DeepLabV3+ with ResNet-50 on Cityscapes, 19 classes.
 
-    Source: mmsegmentation, deeplabv3plus_r50-d8_4xb2-80k_cityscapes-512x1024. Hue jitter is left out, the learning
-    rate falls to 0 instead of 1e-4; its stride is 8, its branches have 512 channels, and it has an auxiliary head.
+    Source: mmsegmentation, deeplabv3plus_r50-d8_4xb2-80k_cityscapes-512x1024. Hue jitter is left
+    out; its stride is 8, its branches have 512 channels, and it has an auxiliary head.
     Command: segray train job.toml with recipe = "deeplabv3plus_resnet50_cityscapes"; fetches timm's ImageNet weights.
     Cost: about 1 GPU-hour at 100 TFLOP/s sustained (derived from the multiply-adds).
     Result: published 80.09 mIoU on val, whole image, single scale; 81.13 with scales and flip. Not ours.

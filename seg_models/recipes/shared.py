@@ -6,7 +6,7 @@ from typing import Any
 
 from seg_models.backbones.timm_backbone import BackboneSpec, change_backbones
 from seg_models.models import change_spec
-from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe
+from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe, ScheduleSpec
 from seg_models.spec import ModelSpec, preset
 
 LITE0 = "tf_efficientnet_lite0"
@@ -18,8 +18,23 @@ EFFICIENTNET_LITE0 = {
 }
 """Real ImageNet weights of EfficientNet-Lite0 that come with the extra `samples`; nothing is fetched."""
 
+MMSEG_SCHEDULE = ScheduleSpec(min_lr_factor=0.01)
+"""mmsegmentation's poly schedule of convolutional networks: from 1e-2 to 1e-4, with the power of 0.9."""
+
 CAMVID = AugmentSpec(crop=(240, 320), short_side=360, scale=(0.5, 1.5), brightness=0.2, contrast=0.2, saturation=0.2)
 """Crops of 240×320 of frames whose short side is 180 to 540 pixels; the frames of CamVid-11 have 360."""
+
+MMSEG_AUGMENT: dict[str, Any] = {
+    "brightness": 0.125,
+    "contrast": 0.5,
+    "saturation": 0.5,
+    "hue": 0.1,
+    "crop_class_max": 0.75,
+}
+"""mmsegmentation's photometric distortion (all of it always, in one order) and limit on the largest class of a crop."""
+
+NVIDIA_COLORS: dict[str, float] = {"brightness": 0.25, "contrast": 0.25, "saturation": 0.25, "hue": 0.25}
+"""Colour jitter of Gated-SCNN and HMSA."""
 
 
 def pretrained(name: str) -> ModelSpec:
@@ -38,11 +53,12 @@ def weights_from_package(backbone: BackboneSpec) -> dict[str, Any]:
 
 
 def mmseg(name: str, *, crop: tuple[int, int], steps: int, global_batch: int, short_side: int | None = None) -> Recipe:
-    """mmsegmentation's settings of convolutional networks: one learning rate, photometric distortion without hue."""
+    """mmsegmentation's settings of convolutional networks: one learning rate that falls to a hundredth."""
     return Recipe(
         model=pretrained(name),
         optimizer=OptimizerSpec(lr=0.01, weight_decay=5e-4),
-        augment=AugmentSpec(crop=crop, short_side=short_side, brightness=0.125, contrast=0.5, saturation=0.5),
+        schedule=MMSEG_SCHEDULE,
+        augment=AugmentSpec(crop=crop, short_side=short_side, **MMSEG_AUGMENT),
         steps=steps,
         global_batch=global_batch,
     )

@@ -18,9 +18,10 @@ from pipelines.samples import Part, SampleIndex, build_index
 from seg_models.backbones.timm_backbone import BackboneSpec, change_backbones, without_weights
 from seg_models.recipes import list_recipes, resolve_recipe
 from seg_models.recipes.recipe import AugmentSpec, Recipe
+from seg_models.recipes.sampling import SamplingSpec
 from seg_models.spec import ModelSpec, Spec
-from tests.jobs.tiny_training import CPU, plan_of, train_alone
-from tests.tiny_data import write_dataset
+from tests.jobs.tiny_training import CPU, plan_of, train_alone, with_centroids
+from tests.tiny_data import SPACE, write_dataset
 
 SpecT = TypeVar("SpecT", bound=Spec)
 
@@ -32,7 +33,7 @@ TINY: dict[str, dict[str, Any]] = {
     "swin": {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 4]},
 }
 """Arguments that take depth and width from a family of networks; a family that is not here is small as it is."""
-SIDE, MOST_CHANNELS = 64, 16
+SIDE, MOST_CHANNELS, TILE = 64, 16, 16
 MOST_UNCHANGED = 0.1
 """Share of the tensors: branches that begin switched off learn one step later, a released layout has an unused one."""
 
@@ -42,6 +43,7 @@ def reduced(recipe: Recipe) -> Recipe:
     changes = {
         "model": narrow(change_backbones(without_weights(recipe.model), tiny)),
         "augment": shrunk(recipe.augment),
+        "sampling": adapted(recipe.sampling),
         "schedule": recipe.schedule.model_copy(update={"warmup_steps": min(1, recipe.schedule.warmup_steps)}),
         "steps": 2,
         "global_batch": 2,
@@ -67,6 +69,16 @@ def narrow(spec: SpecT) -> SpecT:
     return spec.model_copy(update=changes)
 
 
+def adapted(sampling: SamplingSpec) -> SamplingSpec:
+    """The same sampling with tiles and classes that the tiny images have."""
+    table = sampling.model_dump()
+    if table["class_uniform"] is not None:
+        table["class_uniform"] |= {"tile": TILE, "share": 1.0}
+    for rule in table["parts"]:
+        rule["centroids_of"] = SPACE.names[1:]
+    return SamplingSpec.model_validate(table)
+
+
 def shrunk(augment: AugmentSpec) -> AugmentSpec:
     """The same augmentation at crops whose short side is `SIDE`."""
     factor = SIDE / min(augment.crop)
@@ -78,7 +90,8 @@ def shrunk(augment: AugmentSpec) -> AugmentSpec:
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
     dataset = write_dataset(tmp_path_factory.mktemp("data"), shard_sizes=(2, 2))
-    return build_index([Part(dataset=dataset.root)])
+    parts = [Part(dataset=dataset.root), Part(dataset=dataset.root, name="autolabels")]
+    return with_centroids(build_index(parts), tile_px=TILE)
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -163,6 +163,8 @@ def test_classes_are_names_a_text_file_or_a_table(tmp_path: Path) -> None:
     assert read_classes(str(tmp_path / "names.txt")) == read_classes(["a", "b"]) == {"names": ("a", "b")}
     with pytest.raises(ValueError, match="'a' is listed twice"):
         read_classes(["a", "a"])
+    with pytest.raises(ValueError, match=r"^(?!classes: ).*a,b: no such file; several names .* a b$"):
+        read_classes("a,b")
     job = {"checkpoint": "x.pth", "model": "pspnet_resnet50", "layout": "pspnet_mmseg", "classes": space}
     assert ImportJob.model_validate(job).classes == space
 

@@ -123,12 +123,18 @@ def test_the_verb_writes_the_page_and_a_dry_run_does_not(evaluation: Path) -> No
 def test_the_page_of_a_training_shows_its_curves(tmp_path: Path) -> None:
     lines = [{"step": step, "train/loss": 2.0 / step, "train/lr": 0.1 - step / 100} for step in range(1, 5)]
     data = [{"dataset": "d", "labels": "human", "split": "train", "samples": 7}]
-    folder = write_run(tmp_path, {"verb": "train", "steps": 4, "loss": 0.5, "data": data, "transfer": "kept 3"})
+    parts = [{"part": "fine", "drawn": "0.5 by class", "share": 0.875, "epochs": 2.5}]
+    classes = [{"class": "bus", "centroids": 41, "per_epoch": 3}]
+    sampling = [{"steps": [0, 4], "parts": parts, "classes": classes}]
+    result = {"verb": "train", "steps": 4, "loss": 0.5, "data": data, "sampling": sampling, "transfer": "kept 3"}
+    folder = write_run(tmp_path, result)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = page_of(folder)
     assert len(page.values("polyline", "points")) == 2
     assert "loss, step 4: 0.5" in page.text
     assert "kept 3" in page.text
+    assert "0–4fine0.5 by class87.5%2.5" in page.text
+    assert "0–4bus413" in page.text
 
 
 def test_the_page_of_a_label_set_shows_image_label_and_confidence(tmp_path: Path) -> None:

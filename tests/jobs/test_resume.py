@@ -229,7 +229,7 @@ def save_step(run: Path, step: int) -> str:
     state = TrainState(
         step=step,
         model={"weight": torch.full((40,), float(step)), "norm.running_mean": torch.arange(8.0)},
-        optimizer={"state": {0: {"momentum_buffer": torch.ones(40)}}, "param_groups": [{"lr": 0.1, "params": [0]}]},
+        stepper={"optimizer": {"state": {0: {"momentum_buffer": torch.ones(40)}}, "param_groups": [{"lr": 0.1}]}},
         rng=[rng_state(CPU)],
         facts={"identity": {"recipe": {"seed": 0}}, "world": 1, "transfer": None},
     )
@@ -240,11 +240,12 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     state = load_checkpoint(save_step(tmp_path, 123))
     assert state.step == 123
     assert torch.equal(state.model["weight"], torch.full((40,), 123.0))
-    assert state.optimizer["param_groups"] == [{"lr": 0.1, "params": [0]}]
+    assert state.stepper["optimizer"]["param_groups"] == [{"lr": 0.1}]
+    assert torch.equal(state.stepper["optimizer"]["state"][0]["momentum_buffer"], torch.ones(40))
     assert state.facts == {"identity": {"recipe": {"seed": 0}}, "world": 1, "transfer": None}
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "stepper.pt", "trainer.json", "manifest.json"])
 def test_one_flipped_bit_anywhere_sends_the_run_back_to_the_checkpoint_before(tmp_path: Path, name: str) -> None:
     good, bad = save_step(tmp_path, 5), save_step(tmp_path, 10)
     path = Path(bad, name)
@@ -287,9 +288,9 @@ def test_without_any_checkpoint_there_is_nothing_to_go_on_from(tmp_path: Path) -
 def test_a_pickle_bomb_is_never_executed(tmp_path: Path) -> None:
     uri = save_step(tmp_path, 5)
     canary = tmp_path / "canary"
-    path = Path(uri, "optimizer.pt")
+    path = Path(uri, "stepper.pt")
     size, digest = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
-    torch.save({"optimizer": _Bomb(str(canary)), "rng": []}, path)
+    torch.save({"stepper": _Bomb(str(canary)), "rng": []}, path)
     manifest = Path(uri, "manifest.json")
     forged = manifest.read_text().replace(digest, hashlib.sha256(path.read_bytes()).hexdigest())
     manifest.write_text(forged.replace(f": {size}", f": {path.stat().st_size}"))

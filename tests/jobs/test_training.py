@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from torch import Tensor, nn
 from jobs.specs import TrainJob
 from jobs.training.loop import train
 from jobs.training.model import fresh_model
-from jobs.training.optimizers import build_optimizer, lr_factor, parameter_groups, set_lr
 from jobs.training.plan import TrainPlan, Worker, class_weights, usable_workers
 from jobs.training.points import PointLog, read_points
 from jobs.training.progress import StepTimer
@@ -24,11 +24,13 @@ from jobs.training.resume import checkpoint_uri
 from jobs.training.step import total_loss
 from jobs.training.work import TrainWork, find_first_weights
 from pipelines import storage
-from pipelines.batches import BatchStream
+from pipelines.batch_plan import BatchPlan
 from pipelines.labels import LabelSpace
-from pipelines.samples import Part, SampleIndex, SampleOrder, build_index
+from pipelines.local_batches import LocalBatches
+from pipelines.order import SampleOrder
+from pipelines.samples import Part, SampleIndex, build_index
 from seg_models.checkpoints import save_model
-from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, ScheduleSpec
+from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec
 from tests.jobs.ranks import run_ranks
 from tests.jobs.tiny_training import CPU, TINY_PSPNET, TinySpec, plan_of, tiny_recipe, train_alone, train_as_rank
 from tests.tiny_data import SPACE, write_dataset
@@ -42,60 +44,6 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
 
 
 # -- settings ------------------------------------------------------------------------------------------------------
-
-
-def test_the_poly_schedule_falls_from_one_to_almost_zero() -> None:
-    spec = ScheduleSpec(kind="poly", power=0.9)
-    assert lr_factor(0, spec=spec, steps=100) == 1.0
-    assert lr_factor(50, spec=spec, steps=100) == pytest.approx(0.5**0.9)
-    assert lr_factor(99, spec=spec, steps=100) == pytest.approx(0.01**0.9)
-
-
-def test_warm_up_grows_linearly_to_the_schedule() -> None:
-    spec = ScheduleSpec(kind="constant", warmup_steps=10, warmup_factor=0.1)
-    factors = [lr_factor(step, spec=spec, steps=100) for step in range(12)]
-    assert factors[0] == pytest.approx(0.1)
-    assert factors[5] == pytest.approx(0.55)
-    assert factors[10:] == [1.0, 1.0]
-
-
-def test_the_backbone_learns_at_its_own_rate_and_norms_may_go_without_decay() -> None:
-    model = TinySpec(norm=True).build(3)
-    spec = OptimizerSpec(lr=0.1, weight_decay=0.01, backbone_lr_factor=0.1, decay_norms_and_biases=False)
-    optimizer = build_optimizer(model, spec)
-    set_lr(optimizer, 0.5)
-    found = {
-        name: (group["lr"], group["weight_decay"])
-        for name, parameter in model.named_parameters()
-        for group in optimizer.param_groups
-        if any(parameter is other for other in group["params"])
-    }
-    assert found == {
-        "backbone.weight": (pytest.approx(0.005), 0.01),
-        "backbone.bias": (pytest.approx(0.005), 0.0),
-        "norm.weight": (pytest.approx(0.05), 0.0),
-        "norm.bias": (pytest.approx(0.05), 0.0),
-        "head.weight": (pytest.approx(0.05), 0.01),
-        "head.bias": (pytest.approx(0.05), 0.0),
-    }
-
-
-def test_a_backbone_rate_without_a_backbone_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"backbone_lr_factor = 0\.1 takes no effect"):
-        parameter_groups(nn.Linear(2, 2), OptimizerSpec(backbone_lr_factor=0.1))
-
-
-def test_the_backbone_decays_by_its_own_share() -> None:
-    spec = OptimizerSpec(weight_decay=0.01, backbone_decay_factor=0.002)
-    groups = parameter_groups(TinySpec(norm=True).build(3), spec)
-    assert [group["weight_decay"] for group in groups] == pytest.approx([0.01, 2e-5])
-    with pytest.raises(ValueError, match=r"backbone_decay_factor = 0\.002 takes no effect"):
-        parameter_groups(nn.Linear(2, 2), spec)
-
-
-def test_adamw_takes_its_momentum_as_first_beta() -> None:
-    optimizer = build_optimizer(nn.Linear(2, 2), OptimizerSpec(kind="adamw", momentum=0.8))
-    assert optimizer.param_groups[0]["betas"] == (0.8, 0.999)
 
 
 def test_auxiliary_losses_are_weighted() -> None:
@@ -127,16 +75,16 @@ def test_accumulation_that_does_not_divide_the_batch_is_refused() -> None:
         usable_workers(1, recipe=tiny_recipe(global_batch=8), accumulate=3)
 
 
-def test_the_timer_tells_rate_waiting_and_time_left() -> None:
+def test_the_timer_tells_rate_phases_and_time_left() -> None:
     now = [100.0]
     timer = StepTimer(steps=10, global_batch=4, first_step=2, clock=lambda: now[0])
-    for _ in range(2):
-        with timer.waiting():
-            now[0] += 1
-        now[0] += 3
-    lap = timer.lap(4)
-    assert (lap.images_per_s, lap.wait_share, lap.left_s) == (1.0, 0.25, 24.0)
-    assert lap.text() == "1.0 img/s  data wait 25%  left 0:00:24"
+    now[0] += 8
+    lap = timer.lap(4, phases={"data_wait": 2.0, "forward": 4.0})
+    assert (lap.images_per_s, lap.step_s, lap.left_s) == (1.0, 4.0, 24.0)
+    assert lap.text().startswith("1.0 img/s  data wait 25%  transfer 0%  forward 50%")
+    assert lap.text().endswith("left 0:00:24")
+    assert (lap.metrics()["time/data_wait_s"], lap.metrics()["time/step_s"]) == (1.0, 4.0)
+    assert timer.phases["forward"] == 4.0
     assert timer.seconds == 8
 
 
@@ -166,14 +114,13 @@ def test_the_loss_of_a_step_is_weighted_leaves_void_out_and_adds_the_auxiliary_p
     train_alone(plan_of(index, tmp_path, recipe, log_every=1))
     torch.manual_seed(recipe.seed)
     model = TinySpec().build(3).train()
-    with BatchStream(
-        SampleOrder(index, lanes=4, seed=recipe.seed), augment=recipe.augment, global_batch=4, steps=1
-    ) as stream:
+    make_order = partial(SampleOrder, index, lanes=4, seed=recipe.seed)
+    with LocalBatches(BatchPlan(make_order, augment=recipe.augment, global_batch=4, steps=1)) as stream:
         batch = next(stream)
     assert bool((batch.labels == SPACE.void).any())
     weight = torch.tensor([0.1, 1.0, 1.0]) if change == "background" else None
     scores = model(batch.images).logits
-    expected = nn.functional.cross_entropy(scores, batch.labels, weight=weight, ignore_index=SPACE.void).item()
+    expected = nn.functional.cross_entropy(scores, batch.labels.long(), weight=weight, ignore_index=SPACE.void).item()
     expected *= 1.3 if change == "aux" else 1.0
     assert read_points(str(tmp_path))[0]["train/loss"] == pytest.approx(expected, rel=1e-5)
 
@@ -184,7 +131,7 @@ def test_pspnet_trains_with_its_auxiliary_head(index: SampleIndex, tmp_path: Pat
     assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
     points = read_points(str(tmp_path))
     assert [point["step"] for point in points] == [2]
-    assert {"train/loss", "train/lr", "train/images_per_s", "train/data_wait"} < set(points[0])
+    assert {"train/loss", "train/lr", "train/images_per_s", "time/data_wait_s"} < set(points[0])
 
 
 def test_backbone_weights_in_an_object_store_are_found_before_work_and_loaded_by_the_worker(

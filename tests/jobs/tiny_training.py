@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from jobs.training.loop import train
 from jobs.training.plan import TrainPlan, Worker, run_identity
+from pipelines.centroids_worker import CentroidShard, CentroidWorker, join_centroids
 from pipelines.samples import SampleIndex
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.recipes.recipe import AugmentSpec, OptimizerSpec, Recipe
@@ -83,6 +85,13 @@ def plan_of(index: SampleIndex, run: Path | str, recipe: Recipe, **changes: Any)
     identity = run_identity(recipe, index, init_from=changes.get("init_from"))
     settings: dict[str, Any] = {"checkpoint_every": 3, "log_every": 2, "data_threads": 1}
     return TrainPlan(run=str(run), recipe=recipe, index=index, identity=identity, **(settings | changes))
+
+
+def with_centroids(index: SampleIndex, *, tile_px: int) -> SampleIndex:
+    """The index with its centroids, found in this process."""
+    worker = CentroidWorker(tile_px=tile_px, num_classes=index.label_space.num_classes)
+    found = {place: worker(CentroidShard(*shard.labels)) for place, shard in enumerate(index.shards)}
+    return dataclasses.replace(index, centroids=join_centroids(index, found))
 
 
 def train_alone(plan: TrainPlan) -> tuple[SegModel, dict[str, Any]]:

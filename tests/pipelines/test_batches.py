@@ -3,154 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from pipelines import batches, transforms
-from pipelines.batches import BatchStream, ShardCache
+from pipelines import sample_maker
+from pipelines.batch_plan import Batch, BatchPlan
 from pipelines.labels import LabelSpace
-from pipelines.samples import Part, Sample, SampleIndex, SampleOrder, ShardRows, build_index, permutation
+from pipelines.local_batches import LocalBatches
+from pipelines.order import SampleOrder
+from pipelines.sample_maker import OpenShard, ShardCache
+from pipelines.samples import Part, SampleIndex, ShardRows, build_index
 from pipelines.schema import ShardKey
 from seg_models.recipes.recipe import AugmentSpec
 from tests.tiny_data import SPACE, add_labels, write_dataset
-
-NOWHERE = ("", "")
-
-
-def index_of(*sizes: int) -> SampleIndex:
-    """An index of shards of these sizes; row numbers skip every other row, as if half were rejected."""
-    shards = [
-        ShardRows(0, ShardKey("train", i), np.arange(0, 2 * size, 2, dtype=np.int32), NOWHERE, NOWHERE)
-        for i, size in enumerate(sizes)
-    ]
-    return SampleIndex(label_space=SPACE, parts=(), shards=tuple(shards))
-
-
-def address(sample: Sample) -> tuple[int, int]:
-    return sample.key.shard, sample.row
-
-
-# -- order ---------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=80, deadline=None)
-@given(
-    sizes=st.lists(st.integers(1, 30), min_size=1, max_size=90),
-    lanes=st.sampled_from([1, 2, 6, 48]),
-    seed=st.integers(-5, 2**40),
-)
-def test_every_sample_appears_exactly_once_in_each_epoch(sizes: list[int], lanes: int, seed: int) -> None:
-    order = SampleOrder(index_of(*sizes), lanes=lanes, seed=seed)
-    num_samples = sum(sizes)
-    everything = {(shard, 2 * row) for shard, size in enumerate(sizes) for row in range(size)}
-    for epoch in range(3):
-        seen = [order.sample(g) for g in range(epoch * num_samples, (epoch + 1) * num_samples)]
-        assert {sample.epoch for sample in seen} == {epoch}
-        assert Counter(map(address, seen)) == Counter(everything)
-
-
-@settings(max_examples=40, deadline=None)
-@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=70), step=st.integers(0, 500), seed=st.integers(0, 9))
-def test_any_number_of_workers_sees_the_same_global_batches(sizes: list[int], step: int, seed: int) -> None:
-    order = SampleOrder(index_of(*sizes), lanes=12, seed=seed)
-    whole = order.samples(step, global_batch=12)
-    for world in (2, 3, 4, 6, 12):
-        parts = [order.samples(step, global_batch=12, rank=rank, world=world) for rank in range(world)]
-        assert {len(part) for part in parts} == {12 // world}
-        assert Counter(sample for part in parts for sample in part) == Counter(whole)
-
-
-def test_a_worker_serves_the_same_lanes_in_every_step_when_lanes_and_batch_do_not_divide_each_other() -> None:
-    order = SampleOrder(index_of(*[7] * 40), lanes=12, seed=0)
-    positions = {order.sample(g): g for g in range(280)}
-    for step in range(15):
-        for rank in range(2):
-            for sample in order.samples(step, global_batch=18, rank=rank, world=2):
-                assert positions[sample] % 2 == rank
-
-
-def test_a_step_needs_no_replay_of_the_steps_before_it() -> None:
-    index = index_of(*range(1, 80))
-    walked = SampleOrder(index, lanes=6, seed=3)
-    history = [walked.samples(step, global_batch=12) for step in range(400)]
-    for step in (0, 1, 250, 399):
-        assert SampleOrder(index, lanes=6, seed=3).samples(step, global_batch=12) == history[step]
-
-
-def test_a_lane_reads_one_contiguous_cut_of_the_permuted_shards() -> None:
-    lanes, sizes = 8, [10] * 128
-    order = SampleOrder(index_of(*sizes), lanes=lanes, seed=1)
-    sequence: list[int] = []
-    for lane in range(lanes):
-        shards = [order.sample(g).key.shard for g in range(lane, 1280, lanes)]
-        runs = [shards[i : i + 80] for i in range(0, len(shards), 80)]  # windows of 64 / 8 shards of ten rows
-        assert all(len(set(run)) == 8 for run in runs)
-        sequence += [shard for run in runs for shard in dict.fromkeys(sorted(run))]
-    assert len(sequence) == len(set(sequence)) == 128, "no shard is opened by two lanes here"
-    assert sequence != sorted(sequence)
-
-
-def test_shards_meet_other_shards_in_every_epoch() -> None:
-    order = SampleOrder(index_of(*[10] * 128), lanes=1, seed=1)  # windows of 64 shards
-    windows = [{order.sample(g).key.shard for g in range(first, first + 640)} for first in (0, 1280, 2560)]
-    assert all(len(window) == 64 for window in windows)
-    assert windows[0] != windows[1] != windows[2] != windows[0]
-
-
-def test_rows_of_the_shards_in_a_window_are_mixed() -> None:
-    order = SampleOrder(index_of(*[20] * 3), lanes=1, seed=0)
-    first = [order.sample(g).key.shard for g in range(20)]
-    assert set(first) == {0, 1, 2}
-    assert order.open_shards(1) == 3
-
-
-@pytest.mark.parametrize("world", [1, 4])
-def test_a_cache_of_the_open_shards_reads_a_shard_again_only_where_two_lanes_share_it(world: int) -> None:
-    order = SampleOrder(index_of(*[10] * 300), lanes=48, seed=5)
-    cache: OrderedDict[int, None] = OrderedDict()
-    reads = 0
-    for g in range(0, 3000, world):
-        shard = order.sample(g).key.shard
-        reads += shard not in cache
-        cache[shard] = None
-        cache.move_to_end(shard)
-        if len(cache) > order.open_shards(world):
-            cache.popitem(last=False)
-    assert reads <= 300 // world + 48 // world * 2
-
-
-def test_seed_and_epoch_change_the_order() -> None:
-    index = index_of(*[5] * 10)
-    runs = {
-        tuple(address(SampleOrder(index, lanes=6, seed=seed).sample(50 * epoch + g)) for g in range(50))
-        for seed in (0, 1)
-        for epoch in (0, 1)
-    }
-    assert len(runs) == 4
-
-
-def test_the_order_is_frozen_across_releases() -> None:
-    order = SampleOrder(index_of(3, 4, 2), lanes=2, seed=7)
-    assert [address(sample) for sample in order.samples(0, global_batch=9)] == FROZEN_ORDER
-    assert permutation(8, 1, 2, 3).tolist() == FROZEN_PERMUTATION
-
-
-FROZEN_ORDER = [(1, 2), (1, 4), (0, 0), (1, 0), (1, 6), (0, 2), (2, 0), (0, 4), (2, 2)]
-FROZEN_PERMUTATION = [1, 2, 4, 6, 5, 0, 7, 3]
-
-
-def test_a_world_size_that_does_not_divide_the_lanes_is_refused() -> None:
-    order = SampleOrder(index_of(9), lanes=6, seed=0)
-    with pytest.raises(ValueError, match="4 workers do not divide 6 lanes"):
-        order.samples(0, global_batch=8, rank=0, world=4)
-
 
 # -- index ---------------------------------------------------------------------------------------------------------
 
@@ -239,9 +109,10 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -
 CROP = AugmentSpec(crop=(24, 32), scale=(0.8, 1.3), brightness=0.2)
 
 
-def stream(index: SampleIndex, **changes: Any) -> BatchStream:
-    order = SampleOrder(index, lanes=4, seed=11)
-    return BatchStream(order, **{"augment": CROP, "global_batch": 4, "steps": 5, **changes})
+def stream(index: SampleIndex, *, num_threads: int = 2, ahead: int = 4, **changes: Any) -> LocalBatches:
+    make_order = partial(SampleOrder, index, lanes=4, seed=11)
+    plan = BatchPlan(make_order, **{"augment": CROP, "global_batch": 4, "steps": 5, **changes})
+    return LocalBatches(plan, num_threads=num_threads, ahead=ahead)
 
 
 @pytest.fixture
@@ -250,7 +121,7 @@ def index(tmp_path: Path) -> SampleIndex:
     return build_index([Part(dataset=str(tmp_path))])
 
 
-def by_id(batches_seen: list[batches.Batch]) -> dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]:
+def by_id(batches_seen: list[Batch]) -> dict[tuple[int, str], tuple[torch.Tensor, torch.Tensor]]:
     return {
         (batch.step, sample_id): (batch.images[i], batch.labels[i])
         for batch in batches_seen
@@ -258,13 +129,13 @@ def by_id(batches_seen: list[batches.Batch]) -> dict[tuple[int, str], tuple[torc
     }
 
 
-def test_batches_hold_uint8_images_and_int64_labels_of_the_crop_size(index: SampleIndex) -> None:
+def test_batches_hold_uint8_images_and_labels_of_the_crop_size(index: SampleIndex) -> None:
     with stream(index) as running:
         seen = list(running)
     assert [batch.step for batch in seen] == [0, 1, 2, 3, 4]
     for batch in seen:
         assert (batch.images.shape, batch.images.dtype) == ((4, 3, 24, 32), torch.uint8)
-        assert (batch.labels.shape, batch.labels.dtype) == ((4, 24, 32), torch.int64)
+        assert (batch.labels.shape, batch.labels.dtype) == ((4, 24, 32), torch.uint8)
         assert set(batch.labels.unique().tolist()) <= {0, 1, 2, SPACE.void}
 
 
@@ -298,13 +169,13 @@ def _second_epoch(seen: dict[tuple[int, str], Any]) -> list[tuple[tuple[int, str
 
 def test_every_shard_is_read_once_while_it_is_open(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: Counter[ShardKey] = Counter()
-    real = batches._open_shard
+    real = sample_maker._open_shard
 
-    def counted(shard: ShardRows) -> batches.OpenShard:
+    def counted(shard: ShardRows) -> OpenShard:
         reads[shard.key] += 1
         return real(shard)
 
-    monkeypatch.setattr(batches, "_open_shard", counted)
+    monkeypatch.setattr(sample_maker, "_open_shard", counted)
     with stream(index, steps=12, num_threads=4) as running:
         assert len(list(running)) == 12
     assert set(reads.values()) == {1}
@@ -346,14 +217,14 @@ def test_leaving_early_stops_every_thread(index: SampleIndex) -> None:
 
 def test_only_so_many_batches_are_made_ahead(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     made = 0
-    real = transforms.augment
+    real = sample_maker.augment
 
     def counted(*args: Any, **settings: Any) -> Any:
         nonlocal made
         made += 1
         return real(*args, **settings)
 
-    monkeypatch.setattr(batches, "augment", counted)
+    monkeypatch.setattr(sample_maker, "augment", counted)
     with stream(index, steps=50, num_threads=1, ahead=3) as running:
         for _ in range(4):
             next(running)

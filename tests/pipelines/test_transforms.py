@@ -10,9 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 from torch import Tensor
 
-from pipelines.transforms import PAD_COLOR, augment, target_size
+from pipelines.crops import class_indices
+from pipelines.labels import LabelSpace
+from pipelines.transforms import PAD_COLOR, Draws, augment, target_size
 from seg_models.recipes.recipe import AugmentSpec
 
 VOID = 65535
@@ -46,7 +49,7 @@ def test_neutral_settings_return_the_image_and_its_label_unchanged() -> None:
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), image)
     assert np.array_equal(classes.numpy(), label)
     assert pixels.dtype == torch.uint8
-    assert classes.dtype == torch.int64
+    assert classes.dtype == torch.uint16
 
 
 def test_a_certain_flip_mirrors_image_and_label_together() -> None:
@@ -83,6 +86,7 @@ def test_image_and_label_stay_aligned_under_every_draw(seed: int, height: int, w
     pixels, classes = augment(image, label, spec=spec, void=VOID, rng=rng(seed))
     assert pixels.shape == (3, 32, 48)
     assert classes.shape == (32, 48)
+    classes = classes.long()
     assert set(classes.unique().tolist()) <= {1000, 1001, 1002, 1003, VOID}
     inside = classes != VOID
     # Bilinear edges are blends; where one label fills the neighbourhood, the colour must be that label's.
@@ -156,3 +160,159 @@ def test_a_label_of_another_size_is_refused_with_both_sizes() -> None:
     image, label = quadrants()
     with pytest.raises(ValueError, match=r"\(40, 60\).*\(40, 59\)"):
         augment(image, label[:, :-1], spec=PLAIN, void=VOID, rng=rng())
+
+
+# -- crops around a point, and not filled by one class ---------------------------------------------------------------
+
+
+def coordinates(height: int, width: int) -> np.ndarray[Any, Any]:
+    """A label whose value tells the place of each pixel."""
+    return np.arange(height * width, dtype=np.uint16).reshape(height, width)
+
+
+def corner_of(label: np.ndarray[Any, Any], seed: int, spec: AugmentSpec, **settings: Any) -> tuple[int, int]:
+    image = np.zeros((*label.shape, 3), np.uint8)
+    crop = augment(image, label, spec=spec, void=VOID, rng=rng(seed), **settings)[1]
+    row, column = divmod(int(crop[0, 0]), label.shape[1])
+    return row, column
+
+
+def test_a_crop_around_a_centroid_equals_the_slow_reference() -> None:
+    spec = AugmentSpec(crop=(8, 10), scale=(1.0, 1.0), flip=0.0)
+    label, centroid = coordinates(40, 60), (37, 20)
+    found = {corner_of(label, seed, spec, centroid=centroid) for seed in range(600)}
+    rows = {min(max(top, 0), 40 - 8) for top in range(37 - 8, 37 + 1)}
+    columns = {min(max(left, 0), 60 - 10) for left in range(20 - 10, 20 + 1)}
+    assert found == {(row, column) for row in rows for column in columns}
+    assert rows == {29, 30, 31, 32}, "the crop is moved into the image"
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 999), y=st.integers(0, 39), x=st.integers(0, 59), factor=st.sampled_from([0.5, 1.0, 1.7]))
+def test_a_scaled_centroid_lies_in_its_crop_or_right_beside_it(seed: int, y: int, x: int, factor: float) -> None:
+    spec = AugmentSpec(crop=(8, 10), scale=(factor, factor), flip=0.0)
+    label = np.zeros((40, 60), np.uint16)
+    label[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3] = 9
+    crop = augment(np.zeros((40, 60, 3), np.uint8), label, spec=spec, void=VOID, rng=rng(seed), centroid=(y, x))[1]
+    assert bool((crop == 9).any())
+
+
+def test_crops_are_cut_around_any_pixel_of_the_classes_named_where_there_is_one() -> None:
+    spec = AugmentSpec(crop=(4, 4), scale=(1.0, 1.0), flip=0.0)
+    label = np.zeros((40, 60), np.uint16)
+    label[30:33, 50:54], label[2:5, 3:7] = 7, 8
+    image = np.zeros((40, 60, 3), np.uint8)
+    crops = [augment(image, label, spec=spec, void=VOID, rng=rng(n), around=(7, 8))[1] for n in range(60)]
+    seen = [{7, 8} & set(crop.unique().tolist()) for crop in crops]
+    assert sum(map(bool, seen)) > 40  # a crop may border on its pixel
+    assert {7} in seen
+    assert {8} in seen
+    plain = [augment(image, label, spec=spec, void=VOID, rng=rng(n))[1] for n in range(60)]
+    absent = [augment(image, label, spec=spec, void=VOID, rng=rng(n), around=(5,))[1] for n in range(60)]
+    assert all(torch.equal(a, b) for a, b in zip(plain, absent, strict=True))
+
+
+def test_a_crop_that_one_class_fills_is_drawn_again_and_the_eleventh_is_taken_as_it_is() -> None:
+    label = np.zeros((64, 64), np.uint16)
+    label[:, 32:] = 1
+    label[:4] = VOID
+    image = np.zeros((64, 64, 3), np.uint8)
+    spec = AugmentSpec(crop=(16, 16), scale=(1.0, 1.0), flip=0.0)
+    limited = spec.model_copy(update={"crop_class_max": 0.75})
+    drawn = [augment(image, label, spec=limited, void=VOID, rng=rng(seed))[1] for seed in range(40)]
+    expected = [slow_crop(label, limited, seed) for seed in range(40)]
+    assert all(np.array_equal(a.numpy(), b) for a, b in zip(drawn, expected, strict=True))
+    assert sum(is_mixed(crop.numpy(), 0.75) for crop in drawn) > 24
+    plain = [augment(image, label, spec=spec, void=VOID, rng=rng(seed))[1] for seed in range(40)]
+    kept = [torch.equal(a, b) for a, b in zip(drawn, plain, strict=True) if is_mixed(b.numpy(), 0.75)]
+    assert kept
+    assert all(kept), "a crop that is good at once stays"
+    flat = np.zeros((64, 64), np.uint16)
+    assert augment(image, flat, spec=limited, void=VOID, rng=rng())[1].shape == (16, 16)
+
+
+def slow_crop(label: np.ndarray[Any, Any], spec: AugmentSpec, seed: int) -> np.ndarray[Any, Any]:
+    """mmsegmentation's RandomCrop: ten crops are judged, the next one is not."""
+    numbers = rng(seed).random(7 + 4 + 20).tolist()
+    corners = [numbers[1:3], *(numbers[i : i + 2] for i in range(11, 31, 2))]
+    for tried, (top, left) in enumerate(corners):
+        row, column = int(top * 49), int(left * 49)
+        crop = label[row : row + 16, column : column + 16]
+        if tried == 10 or is_mixed(crop, spec.crop_class_max or 1.0):
+            break
+    return crop
+
+
+def is_mixed(crop: np.ndarray[Any, Any], limit: float) -> bool:
+    values, counts = np.unique(crop[crop != VOID], return_counts=True)
+    return len(values) > 1 and counts.max() / counts.sum() < limit
+
+
+# -- hue and blur --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [{"hue": 0.25}, {"blur": (0.5, 2.0)}, {"crop_around": ("a",)}])
+def test_a_new_colour_setting_moves_neither_crop_nor_the_other_colours(change: dict[str, Any]) -> None:
+    spec = AugmentSpec(crop=(16, 16), scale=(0.5, 2.0), brightness=0.4)
+    for seed in range(6):
+        plain, changed = run(spec, seed), run(spec.model_copy(update=change), seed)
+        assert torch.equal(plain[1], changed[1])
+        numbers = rng(seed).random(7)
+        again = Draws.taken(rng(seed))
+        assert (again.scale, again.corners[0], again.flip) == (numbers[0], tuple(numbers[1:3]), numbers[3])
+        assert again.colors[:3] == tuple(numbers[4:7])
+
+
+def test_the_hue_turns_to_either_side_and_grey_stays_grey() -> None:
+    image = np.full((16, 16, 3), (200, 40, 40), np.uint8)
+    label = np.zeros((16, 16), np.uint8)
+    spec = AugmentSpec(crop=(16, 16), scale=(1.0, 1.0), flip=0.0, hue=0.25)
+    colors = [augment(image, label, spec=spec, void=255, rng=rng(n))[0][:, 0, 0].tolist() for n in range(40)]
+    assert max(color[1] for color in colors) > 120  # towards green
+    assert max(color[2] for color in colors) > 120  # towards blue
+    assert all(max(color) == 200 and min(color) == 40 for color in colors)
+    grey = np.full((16, 16, 3), 90, np.uint8)
+    assert bool((augment(grey, label, spec=spec, void=255, rng=rng())[0] == 90).all())
+
+
+def test_the_blur_equals_scipys_gaussian_and_is_as_frequent_as_asked() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.uint8)
+    label = np.zeros((20, 24), np.uint8)
+    spec = AugmentSpec(crop=(20, 24), scale=(1.0, 1.0), flip=0.0, blur=(1.0, 1.0))
+    found = augment(pixels, label, spec=spec, void=255, rng=rng())[0].permute(1, 2, 0).numpy()
+    expected = ndimage.gaussian_filter(pixels.astype(float), (1.0, 1.0, 0.0), mode="mirror", truncate=4.0)
+    assert np.abs(found - expected).max() <= 0.51
+    half = spec.model_copy(update={"blur_share": 0.5})
+    blurred = [
+        not np.array_equal(augment(pixels, label, spec=half, void=255, rng=rng(n))[0].permute(1, 2, 0), pixels)
+        for n in range(60)
+    ]
+    assert 15 < sum(blurred) < 45
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 30), (3, 3)])
+def test_tiny_images_are_blurred_as_far_as_they_reach(size: tuple[int, int]) -> None:
+    image, label = np.full((*size, 3), 77, np.uint8), np.zeros(size, np.uint8)
+    spec = AugmentSpec(crop=size, scale=(1.0, 1.0), flip=0.0, blur=(1.3, 1.3))
+    assert bool((augment(image, label, spec=spec, void=255, rng=rng())[0] == 77).all())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"blur": (0.0, 0.0)}, r"blur must be \(low, high\)"),
+        ({"blur_share": 0.5}, r"blur_share = 0\.5 takes no effect without `blur`"),
+        ({"hue": 0.6}, "less than or equal to 0.5"),
+        ({"crop_class_max": 1.0}, "less than 1"),
+    ],
+)
+def test_settings_without_meaning_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AugmentSpec.model_validate(settings)
+
+
+def test_a_class_that_does_not_exist_is_refused_with_the_nearest_name() -> None:
+    space = LabelSpace(names=("road", "rider", "train"))
+    assert class_indices(("train", "road"), space, key="k") == (2, 0)
+    with pytest.raises(ValueError, match=r"k: no class 'ridr' \(did you mean 'rider'\?\); classes: road, rider, train"):
+        class_indices(("ridr",), space, key="k")

@@ -284,5 +284,5 @@ def test_the_released_models_recipe_trains_the_backbone_at_a_tenth() -> None:
     recipe = resolve_recipe("danet_resnet101_official_cityscapes")
     assert isinstance(recipe.model, DANetSpec)
     assert (recipe.model.multi_grid, recipe.model.aux_channels) == ((4, 8, 16), None)
-    assert recipe.optimizer.lr * recipe.optimizer.backbone_lr_factor == pytest.approx(0.003)
+    assert (recipe.optimizer.lr, recipe.optimizer.head_lr_factor) == (0.003, 10.0)
     assert (recipe.augment.crop, recipe.global_batch, recipe.steps) == ((768, 768), 8, 89_040)

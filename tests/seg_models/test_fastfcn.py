@@ -383,10 +383,10 @@ def test_the_first_convolution_of_the_encoding_head_is_1x1_behind_jpu_and_3x3_be
 def test_the_recipes_hold_the_authors_settings() -> None:
     context = resolve_recipe("fastfcn_resnet50_enc_pcontext")
     assert context.steps == 80 * 312
-    assert context.optimizer.lr * context.optimizer.backbone_lr_factor == pytest.approx(0.001)
+    assert (context.optimizer.lr, context.optimizer.head_lr_factor) == (0.001, 10.0)
     assert context.loss.aux_weight == 0.2
     assert (context.augment.crop, context.augment.short_side, context.augment.scale) == ((480, 480), 520, (0.5, 2.0))
     ade = resolve_recipe("fastfcn_resnet101_enc_ade20k")
     assert ade.steps == 120 * 1263
-    assert ade.optimizer.lr * ade.optimizer.backbone_lr_factor == pytest.approx(0.01)
+    assert (ade.optimizer.lr, ade.optimizer.head_lr_factor) == (0.01, 10.0)
     assert resolve_recipe("fastfcn_resnet50_psp_pcontext").loss.aux_weight == 0.4
