@@ -163,8 +163,21 @@ class TrainJob(Job):
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, gt=0)
     log_every: int = Field(20, gt=0)
+    profile_steps: tuple[int, int] | None = None
+    """First and last step, counted from 1, of which a profiler's trace is written to `profile` in the run's folder."""
     max_failures: int = 3
     """Worker-group restarts before the run gives up."""
+
+    @model_validator(mode="after")
+    def _check_profile(self) -> Self:
+        if self.profile_steps is not None:
+            (first, last), steps = self.profile_steps, self.recipe.steps
+            if not 1 <= first <= last <= steps:
+                raise ValueError(
+                    f"profile_steps must be (first, last) with 1 <= first <= last <= {steps} (recipe.steps), "
+                    f"found {self.profile_steps}"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_parallel(self) -> Self:

@@ -23,6 +23,16 @@ class SemanticOutput(NamedTuple):
     """What else the model's own loss compares, by name (edges, features, class scores); empty in eval mode."""
 
 
+class PixelMining(Protocol):
+    """Chooses the pixels that a cross-entropy learns from."""
+
+    auxiliary: bool
+    """Whether auxiliary scores choose pixels of their own, or learn from all."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, *, void: int) -> Tensor:
+        """Labels (N, H, W) in which pixels that are not chosen are void, by scores (N, K, h, w)."""
+
+
 class SemanticTarget(NamedTuple):
     """What a loss compares with. The LabelSpace gives `void`; the recipe gives the weights."""
 
@@ -32,6 +42,8 @@ class SemanticTarget(NamedTuple):
     """The index that takes part in no loss."""
     class_weights: Tensor | None = None
     """(K,) float weights of the cross-entropy, or None for equal weights."""
+    mining: PixelMining | None = None
+    """Which pixels the cross-entropy of class scores learns from, or None for all: `scores_cross_entropy` asks it."""
 
 
 class SegModel(nn.Module, abc.ABC):

@@ -10,6 +10,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parameter import Parameter
 from torch.optim import SGD, AdamW, Optimizer
 
+from jobs.training.reductions import norm_over_workers
+from jobs.training.sharding import local
 from seg_models.recipes.recipe import OptimizerSpec
 
 BACKBONE = "backbone."
@@ -82,8 +84,9 @@ def clip_gradients(model: nn.Module, spec: OptimizerSpec) -> Tensor | None:
     if spec.clip_grad_norm is None:
         return None
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if isinstance(norm, DTensor):
-        norm = norm.full_tensor()
-    torch.nn.utils.clip_grads_with_norm_(model.parameters(), spec.clip_grad_norm, norm)
+    norm = torch.nn.utils.get_total_norm([local(gradient) for gradient in gradients])
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        norm = norm_over_workers(norm)
+    scale = (spec.clip_grad_norm / (norm + 1e-6)).clamp_max(1.0)
+    torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
     return norm

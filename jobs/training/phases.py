@@ -35,12 +35,13 @@ class PhaseTimer:
     def device(self, phase: str) -> Iterator[None]:
         """The time the device spends on what the block asks for counts for `phase`."""
         if self._device.type != "cuda":
-            with self.host(phase):
+            with self.host(phase), torch.profiler.record_function(phase):
                 yield
             return
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record(torch.cuda.current_stream(self._device))
-        yield
+        with torch.profiler.record_function(phase):
+            yield
         end.record(torch.cuda.current_stream(self._device))
         self._events.append((phase, begin, end))
 

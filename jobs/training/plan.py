@@ -52,6 +52,7 @@ class TrainPlan:
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     log_every: int = 20
+    profile_steps: tuple[int, int] | None = None
     tracking: Tracking | None = None
 
     @property

@@ -51,6 +51,14 @@ def mean_over_workers(values: Tensor) -> Tensor:
     return total / world_size()
 
 
+def norm_over_workers(norm: Tensor) -> Tensor:
+    """The length of a vector of which every worker holds a part, from the length of its part."""
+    parts = [torch.empty_like(norm) for _ in range(world_size())]
+    dist.all_gather(parts, norm)
+    length: Tensor = torch.linalg.vector_norm(torch.stack(parts))
+    return length
+
+
 def gather_objects(value: Any) -> list[Any]:
     """The value of every worker, in rank order, on every worker."""
     if world_size() == 1:

@@ -37,12 +37,17 @@ def units(module: nn.Module) -> Iterator[nn.Module]:
     A parameter must be used by the module that holds it, or by one around it inside the same unit.
     """
     for child in module.children():
-        size = sum(parameter.numel() for parameter in child.parameters())
-        stands_in_row = isinstance(module, nn.Sequential | nn.ModuleList)
-        if stands_in_row and size >= UNIT_PARAMETERS and not isinstance(child, nn.ModuleList | nn.ModuleDict):
+        if isinstance(module, nn.Sequential | nn.ModuleList) and _is_block(child):
             yield child
         else:
             yield from units(child)
+
+
+def _is_block(module: nn.Module) -> bool:
+    """Something that is called and has layers of its own: a layer's weights may be read by the block around it."""
+    size = sum(parameter.numel() for parameter in module.parameters())
+    has_layers = next(module.children(), None) is not None
+    return size >= UNIT_PARAMETERS and has_layers and not isinstance(module, nn.ModuleList | nn.ModuleDict)
 
 
 def set_reduction(model: nn.Module, *, on: bool) -> None:

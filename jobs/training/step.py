@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from jobs.training.averaging import WeightAverage
+from jobs.training.loss import TrainLoss
 from jobs.training.model import call, is_sharded, parallel, resumed_model
 from jobs.training.optimizers import build_optimizer, clip_gradients
 from jobs.training.phases import PhaseTimer
-from jobs.training.plan import TrainPlan, Worker, class_weights
+from jobs.training.plan import TrainPlan, Worker
 from jobs.training.precision import autocast_dtype, gradient_scaler
+from jobs.training.profiler import StepProfiler
 from jobs.training.schedules import lr_factor, set_lr
 from jobs.training.sharding import broadcast_buffers, load_optimizer_state, set_reduction, whole, whole_optimizer_state
 from pipelines.batch_plan import Batch
-from seg_models.outputs import SegModel, SemanticTarget
+from seg_models.outputs import SegModel
 
 
 class Stepper:
@@ -40,15 +42,19 @@ class Stepper:
         self._plan, self._worker, self._device = plan, worker, worker.device
         self._is_sharded = is_sharded(plan, worker)
         self._dtype = autocast_dtype(plan, worker.device)
+        self._train_loss = TrainLoss(plan, worker.device)
         self._scaler = gradient_scaler(self._dtype, worker.device)
+        self._profiler = StepProfiler(plan, worker)
         self._gradient_norm: Tensor | None = None
-        weights = class_weights(plan.recipe, plan.label_space)
-        self._class_weights = None if weights is None else weights.to(worker.device)
         self._unchecked: deque[tuple[int, tuple[str, ...], Tensor]] = deque()
         self.network.train()
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
         """Update the network with the micro-batches of a step; their mean loss, still on the device."""
+        with self._profiler.step(batches[0].step + 1):
+            return self._step(batches)
+
+    def _step(self, batches: Sequence[Batch]) -> Tensor:
         recipe, step = self._plan.recipe, batches[0].step
         factor = lr_factor(step, spec=recipe.schedule, steps=recipe.steps, epoch_steps=self._plan.epoch_steps)
         self.lr = set_lr(self._optimizer, factor)
@@ -119,9 +125,10 @@ class Stepper:
             step, ids, loss = self._unchecked.popleft()
             if not bool(torch.isfinite(loss)):
                 samples = ", ".join(ids[:8]) + (" …" if len(ids) > 8 else "")
+                wider = "precision = 'bf16' or 'fp32', " if self._scaler.is_enabled() else ""
                 raise ValueError(
-                    f"the loss is {loss.item()} at step {step} (samples {samples}); try a smaller recipe.optimizer.lr, "
-                    "recipe.optimizer.clip_grad_norm, or more recipe.schedule.warmup_steps"
+                    f"the loss is {loss.item()} at step {step} (samples {samples}); try {wider}a smaller "
+                    "recipe.optimizer.lr, recipe.optimizer.clip_grad_norm, or more recipe.schedule.warmup_steps"
                 )
 
     def _update(self) -> None:
@@ -157,14 +164,7 @@ class Stepper:
 
     def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
-            output = call(self.network, images)
-            target = SemanticTarget(labels, void=self._plan.label_space.void, class_weights=self._class_weights)
-            return total_loss(self.model.loss(output, target), aux_weight=self._plan.recipe.loss.aux_weight)
-
-
-def total_loss(losses: dict[str, Tensor], *, aux_weight: float) -> Tensor:
-    """The sum of named losses; those whose name starts with `aux` are weighted."""
-    return torch.stack([loss * aux_weight if name.startswith("aux") else loss for name, loss in losses.items()]).sum()
+            return self._train_loss(self.model, call(self.network, images), labels)
 
 
 def _no_sync(network: nn.Module) -> Any:

@@ -143,6 +143,7 @@ def make_plan(work: TrainWork, allocation: Allocation, tracked: Run) -> TrainPla
         checkpoint_every=job.checkpoint_every,
         keep_checkpoints=job.keep_checkpoints,
         log_every=job.log_every,
+        profile_steps=job.profile_steps,
         tracking=Tracking(tracked.run_id, tracked.tracking_uri) if tracked.run_id else None,
     )
 

@@ -15,8 +15,6 @@ Deviations, each a setting where it matters:
   one dilation a stage, leaky ReLU (slope 0.01), auxiliary head of 512 channels with a bias, BGR means without
   deviations in the order of our RGB input.
 - Enlarging is bilinear with align_corners=False everywhere; the released code aligns corners (crops of 8·k + 1).
-- The released OHEM looks for its threshold in a map zoomed to an eighth; ours looks at every pixel, or at every eighth
-  of every eighth row with `sample_every = 8`.
 - No code of the category-consistent loss was released. Ours: 16 channels by a 1×1 convolution behind the last
   attention, labels at the centres of the cells, means over the batch of one worker. It is off by default.
 - In a volume a position is counted once, as the paper says; the released code counts it on two axes:
@@ -41,19 +39,8 @@ from seg_models.parts.category_consistency import category_terms, labels_at_cell
 from seg_models.parts.criss_cross import criss_cross
 from seg_models.parts.heads import ClassifierHead
 from seg_models.parts.layers import ConvNormAct
-from seg_models.parts.losses import upsampled_cross_entropy, without_easy_pixels
+from seg_models.parts.losses import cross_entropies
 from seg_models.spec import ModelSpec, Spec
-
-
-class OhemSpec(Spec):
-    """Cross-entropy of hard pixels only (online hard example mining)."""
-
-    threshold: float = Field(0.7, gt=0, le=1)
-    """Pixels whose own class has at most this probability are kept."""
-    min_kept: int = Field(100_000, ge=0)
-    """Pixels of a worker's micro-batch that are kept at least."""
-    sample_every: int = Field(1, ge=1)
-    """Look for the `min_kept` hardest in every n-th pixel of every n-th row (the released code: about 8)."""
 
 
 class ConsistencySpec(Spec):
@@ -100,8 +87,6 @@ class CCNetSpec(ModelSpec):
     """A bias in the auxiliary head's 3×3 convolution (the released model)."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Probability that a channel before a classifier is zeroed in training."""
-    ohem: OhemSpec | None = None
-    """Train the main head on hard pixels only."""
     consistency: ConsistencySpec | None = None
     """Train with the category-consistent loss."""
 
@@ -135,7 +120,6 @@ class CCNetSpec(ModelSpec):
             ),
             aux_head=self._aux_head(backbone.channels[-2], num_classes),
             aux_consistency=self._aux_consistency(),
-            ohem=self.ohem,
         )
 
     def _attention(self) -> Recurrence:
@@ -307,7 +291,6 @@ class CCNet(SegModel):
         head: ClassifierHead,
         aux_head: ClassifierHead | None = None,
         aux_consistency: CategoryConsistency | None = None,
-        ohem: OhemSpec | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -317,7 +300,6 @@ class CCNet(SegModel):
         self.head = head
         self.aux_head = aux_head
         self.aux_consistency = aux_consistency
-        self.ohem = ohem
         self.num_classes = head.classifier.out_channels
         self.output_stride = backbone.strides[-1]
 
@@ -336,28 +318,11 @@ class CCNet(SegModel):
 
     def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
         """`ce` of the head, weighted `consistency` and `aux_ce` of the auxiliary head, as far as there are any."""
-        labels, void, weights = target
-        losses = {
-            "ce": upsampled_cross_entropy(output.logits, self._kept(output, target), void=void, class_weights=weights)
-        }
+        losses = cross_entropies(output, target)
         if self.aux_consistency is not None and "embedding" in output.extras:
-            losses["consistency"] = self.aux_consistency.loss(output.extras["embedding"], labels, void=void)
-        for logits in output.aux:
-            losses["aux_ce"] = upsampled_cross_entropy(logits, labels, void=void, class_weights=weights)
+            embedding = output.extras["embedding"]
+            losses["consistency"] = self.aux_consistency.loss(embedding, target.labels, void=target.void)
         return losses
-
-    def _kept(self, output: SemanticOutput, target: SemanticTarget) -> Tensor:
-        """The labels that the main head learns from."""
-        if self.ohem is None:
-            return target.labels
-        return without_easy_pixels(
-            output.logits,
-            target.labels,
-            void=target.void,
-            threshold=self.ohem.threshold,
-            min_kept=self.ohem.min_kept,
-            sample_every=self.ohem.sample_every,
-        )
 
 
 OFFICIAL = CCNetSpec(

@@ -37,7 +37,7 @@ from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.context import projected_aspp
 from seg_models.parts.heads import Classifier
 from seg_models.parts.layers import ConvNormAct
-from seg_models.parts.losses import upsampled_cross_entropy
+from seg_models.parts.losses import cross_entropies
 from seg_models.parts.mask_losses import MaskLossSpec, weighted_mask_losses
 from seg_models.parts.pyramid import ScaleHeads
 from seg_models.parts.resample import upsample_to
@@ -289,11 +289,7 @@ class CFT(SegModel):
 
     def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
         """`ce` of the scores and, in training, `focal_masks` and `dice_masks` of the summed masks, weighted."""
-        losses = {
-            "ce": upsampled_cross_entropy(
-                output.logits, target.labels, void=target.void, class_weights=target.class_weights
-            )
-        }
+        losses = cross_entropies(output, target)
         if output.extras and self.mask_loss is not None:
             losses |= weighted_mask_losses(tuple(output.extras.values()), target, self.mask_loss)
         return losses

@@ -35,7 +35,7 @@ from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.attention import energy_type, position_attention, without_autocast
 from seg_models.parts.heads import Classifier, ClassifierHead
 from seg_models.parts.layers import ConvNormAct
-from seg_models.parts.losses import upsampled_cross_entropy
+from seg_models.parts.losses import cross_entropies, scores_cross_entropy
 from seg_models.spec import ModelSpec
 
 
@@ -194,13 +194,9 @@ class DANet(SegModel):
 
     def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
         """`ce` of the sum and, in training, `position_ce`, `channel_ce` and `aux_ce`, all unweighted."""
-        scores = {"ce": output.logits, **{f"{name}_ce": logits for name, logits in output.extras.items()}}
-        if output.aux:
-            scores["aux_ce"] = output.aux[0]
-        return {
-            name: upsampled_cross_entropy(logits, target.labels, void=target.void, class_weights=target.class_weights)
-            for name, logits in scores.items()
-        }
+        losses = cross_entropies(output, target)
+        branches = {f"{name}_ce": scores_cross_entropy(logits, target) for name, logits in output.extras.items()}
+        return {"ce": losses.pop("ce"), **branches, **losses}
 
 
 OFFICIAL_GRID = (4, 8, 16)

@@ -38,6 +38,7 @@ from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.dual_task import balanced_edge_loss, image_cross_entropies, semantic_to_boundary_loss
 from seg_models.parts.edges import OUTSIDE, canny, region_borders
 from seg_models.parts.layers import ConvNormAct
+from seg_models.parts.losses import chosen_labels
 from seg_models.parts.resample import upsample_to
 from seg_models.spec import ModelSpec, Spec
 
@@ -341,7 +342,7 @@ class GatedSCNN(SegModel):
             losses["edge"] = weights.edge * self._edge_loss(scores, target)
         if weights.attention:
             seen = torch.sigmoid(scores.detach()) > weights.attention_threshold
-            kept = target._replace(labels=target.labels.where(seen, target.void))
+            kept = target._replace(labels=target.labels.where(seen, target.void), mining=None)
             losses["attention"] = weights.attention * self._cross_entropy(output, kept)
         if weights.boundary:
             losses["boundary"] = weights.boundary * self._boundary_loss(output.logits, target)
@@ -355,9 +356,8 @@ class GatedSCNN(SegModel):
         return 255 * canny(bytes_)
 
     def _cross_entropy(self, output: SemanticOutput, target: SemanticTarget) -> Tensor:
-        losses = image_cross_entropies(
-            output.logits, target.labels, void=target.void, class_weights=target.class_weights
-        )
+        labels = chosen_labels(output.logits, target)
+        losses = image_cross_entropies(output.logits, labels, void=target.void, class_weights=target.class_weights)
         return losses.sum() if self.official_compat else losses.mean()
 
     def _edge_loss(self, scores: Tensor, target: SemanticTarget) -> Tensor:

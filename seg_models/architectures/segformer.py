@@ -26,7 +26,7 @@ from seg_models.backbones.timm_backbone import Backbone, BackboneSpec
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.heads import Classifier
 from seg_models.parts.layers import ConvNormAct
-from seg_models.parts.losses import upsampled_cross_entropy
+from seg_models.parts.losses import cross_entropies
 from seg_models.parts.resample import upsample_to
 from seg_models.spec import ModelSpec
 
@@ -94,10 +94,7 @@ class SegFormer(SegModel):
 
     def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
         """`ce` of the scores."""
-        loss = upsampled_cross_entropy(
-            output.logits, target.labels, void=target.void, class_weights=target.class_weights
-        )
-        return {"ce": loss}
+        return cross_entropies(output, target)
 
 
 def _segformer(number: int, **inputs: tuple[float, float, float]) -> SegFormerSpec:

@@ -61,13 +61,25 @@ def upsampled_cross_entropy(
     return loss
 
 
+def scores_cross_entropy(logits: Tensor, target: SemanticTarget, *, auxiliary: bool = False) -> Tensor:
+    """The upsampled cross-entropy of class scores (N, K, h, w) over the pixels that the target chooses for them."""
+    labels = chosen_labels(logits, target, auxiliary=auxiliary)
+    return upsampled_cross_entropy(logits, labels, void=target.void, class_weights=target.class_weights)
+
+
+def chosen_labels(logits: Tensor, target: SemanticTarget, *, auxiliary: bool = False) -> Tensor:
+    """The labels (N, H, W) that class scores learn from: where hard pixels are mined, the others are void."""
+    if target.mining is None or (auxiliary and not target.mining.auxiliary):
+        return target.labels
+    return target.mining(logits, target.labels, void=target.void)
+
+
 def cross_entropies(output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
     """`ce` of the scores and, where an auxiliary head gave scores too, `aux_ce` of those, both unweighted."""
-    scores = dict(zip(("ce", "aux_ce"), (output.logits, *output.aux), strict=False))
-    return {
-        name: upsampled_cross_entropy(logits, target.labels, void=target.void, class_weights=target.class_weights)
-        for name, logits in scores.items()
-    }
+    losses = {"ce": scores_cross_entropy(output.logits, target)}
+    if output.aux:
+        losses["aux_ce"] = scores_cross_entropy(output.aux[0], target, auxiliary=True)
+    return losses
 
 
 class _UpsampledCrossEntropy(torch.autograd.Function):

@@ -135,7 +135,7 @@ def _other_losses(inner: SegModel, output: SemanticOutput, target: SemanticTarge
     """What the network compares besides class scores; nothing where it has nothing else to compare."""
     if not output.extras:
         return {}
-    losses = inner.loss(output, target)
+    losses = inner.loss(output, target._replace(mining=None))  # what is not taken below need not choose pixels
     return {name: loss for name, loss in losses.items() if not name.endswith("ce") and not name.startswith("aux")}
 
 

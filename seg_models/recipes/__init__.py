@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from seg_models.recipes import ccnet, cft, condnet, danet, dense, fastfcn, gated_scnn, hmsa, ocrnet, pspnet, pyramids
-from seg_models.recipes.recipe import AugmentSpec, EmaSpec, LossSpec, OptimizerSpec, Recipe, ScheduleSpec
+from seg_models.recipes.recipe import AugmentSpec, EmaSpec, LossSpec, OhemSpec, OptimizerSpec, Recipe, ScheduleSpec
 from seg_models.spec import ModelSpec, did_you_mean, import_object, merge
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -70,6 +70,7 @@ __all__ = [
     "AugmentSpec",
     "EmaSpec",
     "LossSpec",
+    "OhemSpec",
     "OptimizerSpec",
     "Recipe",
     "ScheduleSpec",

@@ -126,6 +126,19 @@ class AugmentSpec(Spec):
         return self
 
 
+class OhemSpec(Spec):
+    """Cross-entropy of hard pixels only (online hard example mining; Shrivastava et al., CVPR 2016)."""
+
+    threshold: float = Field(0.7, gt=0, le=1)
+    """Pixels whose own class has at most this probability are kept."""
+    min_kept: int = Field(100_000, ge=0)
+    """Pixels per image that are kept at least: of a worker's micro-batch of N images the N times as many hardest."""
+    sample_every: int = Field(1, ge=1)
+    """Look for the `min_kept` hardest in every n-th pixel of every n-th row (CCNet's released code: about 8)."""
+    auxiliary: bool = False
+    """Mine auxiliary scores too, each by its own probabilities (as PaddleSeg); False: they learn from all pixels."""
+
+
 class LossSpec(Spec):
     """Weights of the loss."""
 
@@ -137,6 +150,8 @@ class LossSpec(Spec):
     """
     aux_weight: float = Field(0.4, ge=0)
     """Weight of every auxiliary loss (those whose name starts with `aux`)."""
+    ohem: OhemSpec | None = None
+    """Learn from hard pixels only. An error where the network's loss has no cross-entropy of class scores."""
 
 
 class Recipe(Spec):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.sheet_figures import COUNTS, GMACS
 from seg_models import describe_model, load_model, save_model
 from seg_models.architectures.alignseg import AlignSegSpec
-from seg_models.architectures.ccnet import CCNetSpec, ConsistencySpec, OhemSpec
+from seg_models.architectures.ccnet import CCNetSpec, ConsistencySpec
 from seg_models.architectures.cft import SWIN, CFTSpec
 from seg_models.architectures.condnet import CondNetSpec
 from seg_models.architectures.danet import DANetSpec
@@ -39,6 +39,7 @@ from seg_models.export import FullSizeScores
 from seg_models.metrics import ConfusionMatrix
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.mask_losses import MaskLossSpec
+from seg_models.parts.mining import HardPixels
 from seg_models.predictor import Predictor
 from seg_models.spec import ARCHITECTURES, ModelSpec, preset, resolve_model_spec
 
@@ -88,7 +89,6 @@ SMALL: dict[str, ModelSpec] = {
         activation="leaky_relu",
         aux_channels=16,
         aux_bias=True,
-        ohem=OhemSpec(min_kept=2_000, sample_every=2),
         consistency=ConsistencySpec(channels=4),
     ),
     "ccnet_mobilenetv2_035_non_local": CCNetSpec(
@@ -325,7 +325,7 @@ def test_names_of_auxiliary_losses_begin_with_aux(spec: ModelSpec) -> None:
 
 
 @every_architecture
-def test_class_weights_take_part_in_every_loss(spec: ModelSpec) -> None:
+def test_class_weights_and_hard_pixels_take_part_in_the_losses(spec: ModelSpec) -> None:
     model, labels = build(spec).train(), make_labels(2, 64, 64)
     output = model(make_images(2, 64, 64))
     plain = model.loss(output, SemanticTarget(labels, VOID))
@@ -333,6 +333,11 @@ def test_class_weights_take_part_in_every_loss(spec: ModelSpec) -> None:
     scored = [name for name in plain if name.endswith("ce")]  # others compare something else than class scores
     assert scored
     assert all(plain[name].item() != weighted[name].item() for name in scored)
+    mining = HardPixels(threshold=1e-3, min_kept=500)
+    mined = model.loss(output, SemanticTarget(labels, VOID, mining=mining))
+    changed = [name for name in plain if plain[name].item() != mined[name].item()]
+    assert mining.was_used == ("ce" in changed)
+    assert not any(name.startswith("aux") for name in changed)
 
 
 @every_architecture

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from jobs.specs import TrainJob
 from jobs.training.loop import train
+from jobs.training.loss import total_loss
 from jobs.training.model import fresh_model
 from jobs.training.plan import TrainPlan, Worker, class_weights, usable_workers
 from jobs.training.points import PointLog, read_points
 from jobs.training.progress import StepTimer
 from jobs.training.resume import checkpoint_uri
-from jobs.training.step import total_loss
 from jobs.training.work import TrainWork, find_first_weights
 from pipelines import storage
 from pipelines.batch_plan import BatchPlan

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from seg_models import create_model, describe_model
@@ -22,15 +19,11 @@ from seg_models.architectures.ccnet import (
     ConsistencySpec,
     CrissCrossAttention,
     NonLocalAttention,
-    OhemSpec,
 )
 from seg_models.backbones.timm_backbone import BackboneSpec
-from seg_models.outputs import SemanticTarget
 from seg_models.parts.category_consistency import category_terms, labels_at_cells
-from seg_models.parts.losses import true_class_probabilities, upsampled_cross_entropy, without_easy_pixels
-from seg_models.recipes import resolve_recipe
+from seg_models.recipes import OhemSpec, resolve_recipe
 from seg_models.spec import preset
-from tests.largest_tensor import LargestTensor
 
 VOID = 99
 TINY = CCNetSpec(backbone=BackboneSpec(name="mobilenetv2_035", output_stride=16), channels=16, aux_channels=16)
@@ -384,73 +377,7 @@ def test_the_consistent_loss_has_the_weights_of_the_settings() -> None:
     assert own.item() == pytest.approx((variance + distance + 0.001 * lengths).item())
 
 
-# OHEM.
-
-
-def scored(n: int = 2, k: int = 4) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(5)
-    logits = 4 * torch.randn(n, k, 5, 6, generator=generator)
-    labels = torch.randint(0, k + 1, (n, 19, 23), generator=generator)
-    return logits.requires_grad_(), labels.where(labels < k, VOID)
-
-
-def whole_probabilities(logits: Tensor, labels: Tensor) -> Tensor:
-    scores = functional.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
-    return scores.softmax(dim=1).gather(1, labels.where(labels != VOID, 0)[:, None])[:, 0].detach()
-
-
-@pytest.mark.parametrize("max_elements", [1, 300, None])
-def test_probabilities_by_strips_are_those_of_the_whole_map(max_elements: int | None) -> None:
-    logits, labels = scored()
-    found = true_class_probabilities(logits, labels, void=VOID, max_elements=max_elements)
-    assert not found.requires_grad
-    assert bool((found[labels == VOID] == math.inf).all())
-    valid = labels != VOID
-    torch.testing.assert_close(found[valid], whole_probabilities(logits, labels)[valid], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(("threshold", "min_kept"), [(0.7, 0), (0.1, 400), (0.7, 10), (0.3, 10**6), (1.0, 0)])
-def test_hard_pixels_are_those_of_sorting_all_of_them(threshold: float, min_kept: int) -> None:
-    logits, labels = scored()
-    probabilities = whole_probabilities(logits, labels).numpy()
-    valid = labels.numpy() != VOID
-    ranked = np.sort(probabilities[valid])
-    limit = max(threshold, ranked[min(min_kept, len(ranked)) - 1] if min_kept else 0)
-    found = without_easy_pixels(logits, labels, void=VOID, threshold=threshold, min_kept=min_kept)
-    kept = (found != VOID).numpy()
-    assert np.array_equal(kept, valid & (probabilities <= limit + 1e-6))
-    assert kept.sum() >= min(min_kept, len(ranked))
-    assert torch.equal(found[kept], labels[kept])
-
-
-def test_the_threshold_can_be_sought_in_every_nth_pixel() -> None:
-    logits, labels = scored()
-    sampled = np.sort(whole_probabilities(logits, labels)[:, ::2, ::2][labels[:, ::2, ::2] != VOID])
-    found = without_easy_pixels(logits, labels, void=VOID, threshold=0.01, min_kept=400, sample_every=2)
-    expected = (whole_probabilities(logits, labels) <= sampled[99] + 1e-6) & (labels != VOID)
-    assert torch.equal(found != VOID, expected)
-
-
-def test_hard_pixel_mining_never_holds_the_enlarged_scores() -> None:
-    logits, labels = torch.randn(1, 50, 8, 8, requires_grad=True), torch.randint(0, 50, (1, 64, 64))
-    with LargestTensor() as largest:
-        hard = without_easy_pixels(logits, labels, void=VOID, threshold=0.5, min_kept=100, max_elements=50 * 64 * 4)
-        torch.autograd.backward(upsampled_cross_entropy(logits, hard, void=VOID, max_elements=50 * 64 * 4))
-    assert 0 < largest.elements <= 50 * 64 * 4
-
-
-def test_only_the_main_head_learns_from_hard_pixels_only() -> None:
-    torch.manual_seed(0)
-    spec = TINY.model_copy(update={"ohem": OhemSpec(threshold=1 / 3, min_kept=0)})
-    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    target = SemanticTarget(torch.randint(0, 3, (2, 64, 64)), VOID)
-    model, plain = spec.build(3).train(), TINY.build(3)
-    output = model(images)
-    found, usual = model.loss(output, target), plain.loss(output, target)
-    assert list(found) == ["ce", "aux_ce"]
-    assert found["aux_ce"].item() == usual["aux_ce"].item()
-    hard = without_easy_pixels(output.logits, target.labels, void=VOID, threshold=1 / 3, min_kept=0)
-    assert found["ce"].item() == upsampled_cross_entropy(output.logits, hard, void=VOID).item() > usual["ce"].item()
+# Recipes.
 
 
 def test_recipes_hold_the_published_settings() -> None:
@@ -459,7 +386,6 @@ def test_recipes_hold_the_published_settings() -> None:
     assert official.augment.scale == (0.7, 2.1)
     assert (official.optimizer.lr, official.optimizer.weight_decay) == (0.01, 5e-4)
     mined, consistent = (resolve_recipe(f"ccnet_resnet101_cityscapes_{name}") for name in ("ohem", "consistent"))
-    assert isinstance(mined.model, CCNetSpec)
     assert isinstance(consistent.model, CCNetSpec)
-    assert mined.model.ohem == OhemSpec(threshold=0.7, min_kept=100_000)
+    assert mined.loss.ohem == OhemSpec(threshold=0.7, min_kept=50_000, sample_every=8)
     assert consistent.model.consistency == ConsistencySpec(warmup=3_000)

@@ -1,0 +1,55 @@
+"""What a few steps spend their time on, on request, as a trace that Perfetto and chrome://tracing show."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from jobs.training.plan import TrainPlan, Worker
+from pipelines import storage
+
+
+class StepProfiler:
+    """Records the steps that the plan names, of the first worker, into `<run>/profile`."""
+
+    def __init__(self, plan: TrainPlan, worker: Worker) -> None:
+        self._steps = plan.profile_steps if worker.rank == 0 else None
+        self._folder = storage.join(plan.run, "profile")
+        self._on_gpu = worker.device.type == "cuda"
+        self._profile: profile | None = None
+
+    @contextlib.contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """The block is step `number`, counted from 1 as in the log."""
+        if self._steps is None or not self._steps[0] <= number <= self._steps[1]:
+            yield
+            return
+        if self._profile is None:
+            self._profile = self._begin()
+        with record_function(f"step {number}"):
+            yield
+        if number == self._steps[1]:
+            self._write(self._profile)
+            self._profile = None
+
+    def _begin(self) -> profile:
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])]
+        recorder = profile(activities=activities, profile_memory=True, acc_events=True)
+        recorder.start()
+        return recorder
+
+    def _write(self, recorder: profile) -> None:
+        assert self._steps is not None
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        recorder.stop()
+        first, last = self._steps
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, f"steps-{first:08d}-{last:08d}.json")
+            recorder.export_chrome_trace(str(path))
+            storage.write_bytes(storage.join(self._folder, path.name), path.read_bytes())
