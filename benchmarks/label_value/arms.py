@@ -9,7 +9,7 @@ from benchmarks.label_value.coarse import GROUPS
 from benchmarks.label_value.settings import Settings
 from benchmarks.study.maps import short_hash
 
-LABELS = ("threshold",)
+LABELS = ("threshold", "human_share")
 SELF = (*LABELS, "teacher_scales")
 PRETRAINING = ("pretrain_steps", "pretrain_crop", "pretrain_short_side", "pretrain_lr", "pssl_samples")
 COARSE = "-coarse"

@@ -14,8 +14,10 @@ BEGIN, END = "<!-- label_value: written by the command -->\n", "<!-- /label_valu
 
 TRAINING = """\
 Every arm: `{preset}`, {steps:,} steps of {batch} crops of {crop} from frames with a short side of
-{short_side} px times {scale}, mirrored, colours changed by up to {jitter:g}; AdamW at {lr:g}, {warmup_steps} steps of
-warm-up, poly; one torch thread. Tested on the 233 frames of `test` at 360×480, one look at a short side of
+{short_side} px times {scale}, mirrored, colours changed by up to {jitter:g}, {uniform_share:.0%} of them drawn by class
+(class-uniform sampling); cross-entropy of pixels whose own class has at most {hard:g} (OHEM); AdamW at {lr:g},
+{warmup_steps} steps of warm-up, poly; weights averaged over steps (EMA, {ema_decay:g}); one torch thread.
+Tested on the 233 frames of `test` at 360×480, one look at a short side of
 {short_side} px. mIoU in points; mean ± standard deviation over seeds. A gain is the mean of the differences seed by
 seed, ± their deviation. The eighth is every eighth training frame by name, 46 of 367, in all arms and seeds."""
 
@@ -25,7 +27,7 @@ AUTO = """\
 `self`: labels of the other 321 frames by the network of the first row with the same seed, looking
 {teacher_scales} times as large, each also mirrored. `cityscapes`: by the network of the real data that is best on the
 eighth, its 19 classes in 11 groups whose probabilities are added up. Pixels below a confidence of {threshold:g} are
-void. Samples of both parts are drawn alike: 46 of 367 have human labels."""
+void. Of the crops {human_share:.0%} have human labels. In `all` the 367 frames are drawn alike."""
 
 QUALITY = "The auto-labels against the human labels of the same frames, which no arm with them saw:"
 

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec, Recipe, ScheduleSpec
+from seg_models.recipes.recipe import (
+    AugmentSpec,
+    EmaSpec,
+    LossSpec,
+    OhemSpec,
+    OptimizerSpec,
+    Recipe,
+    ScheduleSpec,
+)
+from seg_models.recipes.sampling import ClassUniformSpec, SamplingSpec
 from seg_models.recipes.shared import from_package
 from seg_models.spec import ModelSpec, preset
+
+LEAST_HARD = 16
+"""One of so many pixels is learned from at least."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,16 @@ class Settings:
     """Brightness, contrast and saturation."""
     lr: float = 1e-3
     warmup_steps: int = 50
+    uniform_share: float = 0.5
+    """Share of the crops that are drawn by class, around centroids."""
+    tile: int = 120
+    """Side of the tiles of a label with a centroid of each class in them."""
+    ema_decay: float = 0.99
+    """Averaged weights are tested, and label."""
+    hard: float = 0.7
+    """Pixels whose own class has at most this probability are learned from, and never fewer than a sixteenth."""
+    human_share: float = 0.3
+    """Share of the eighth where a teacher labels the rest."""
     teacher_scales: tuple[float, ...] = (0.75, 1.0, 1.25)
     """Looks of the teacher that was trained on the eighth; each also mirrored."""
     threshold: float = 0.5
@@ -45,6 +67,9 @@ class Settings:
             optimizer=OptimizerSpec(kind="adamw", lr=self.lr, weight_decay=0.01),
             schedule=ScheduleSpec(warmup_steps=self.warmup_steps),
             augment=self._augment(self.crop, self.short_side, self.scale),
+            sampling=SamplingSpec(class_uniform=ClassUniformSpec(share=self.uniform_share, tile=self.tile)),
+            loss=LossSpec(ohem=OhemSpec(threshold=self.hard, min_kept=self.crop[0] * self.crop[1] // LEAST_HARD)),
+            ema=EmaSpec(decay=self.ema_decay),
             steps=self.steps,
             global_batch=self.batch,
             seed=seed,

@@ -75,18 +75,25 @@ class Stages:
 
     def train(self, arm: Arm, *, seed: int) -> dict[str, Any]:
         """The result of an arm's training, with what it needs: pre-training, a teacher and its labels."""
-        data = [self._part("eighth", "human")]
-        if arm.rest is not None:
-            data.append(self._part("rest", self._labels_of(arm.rest, seed=seed)))
         return self.runs.train(
             f"{arm.name}-{seed}-{arm.fingerprint(self.settings, seed=seed)}",
             self.settings.finetuning(seed=seed, imagenet=arm.imagenet),
-            data=data,
+            data=self._data(arm, seed=seed),
             init_from=None if arm.pssl is None else self.pretraining.checkpoint(arm.pssl),
         )
 
-    def _part(self, split: str, labels: str) -> TrainData:
-        return TrainData(dataset=self.frames, labels=labels, split=split)
+    def _data(self, arm: Arm, *, seed: int) -> list[TrainData]:
+        """What an arm trains on. Human labels have a share of their own beside a teacher's, which are many."""
+        parts = {"eighth": "human"}
+        if arm.rest is not None:
+            parts["rest"] = self._labels_of(arm.rest, seed=seed)
+        taught = arm.rest not in (None, "human")
+        share = self.settings.human_share
+        weights = {"eighth": share, "rest": 1 - share} if taught else {}
+        return [
+            TrainData(dataset=self.frames, split=split, labels=labels, weight=weights.get(split))
+            for split, labels in parts.items()
+        ]
 
     def _labels_of(self, rest: str, *, seed: int) -> str:
         """The name of the label set of the rest."""

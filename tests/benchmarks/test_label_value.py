@@ -50,9 +50,11 @@ def test_an_arm_is_measured_again_where_what_it_depends_on_has_changed_and_not_e
         "steps": set(ARMS),
         "threshold": {"self", "cityscapes"},
         "teacher_scales": {"self"},
+        "human_share": {"self", "cityscapes"},
         "pretrain_steps": {name for name, arm in ARMS.items() if arm.pssl is not None},
     }
-    values: dict[str, Any] = {"steps": 7, "threshold": 0.9, "teacher_scales": (1.0,), "pretrain_steps": 7}
+    values: dict[str, Any] = {"steps": 7, "threshold": 0.9, "pretrain_steps": 7}
+    values |= {"teacher_scales": (1.0,), "human_share": 0.1}
     for key, expected in changed.items():
         other = replace(settings, **{key: values[key]})
         assert {name for name, arm in ARMS.items() if arm.fingerprint(other, seed=0) != before[name]} == expected
