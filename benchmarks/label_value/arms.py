@@ -11,10 +11,11 @@ from benchmarks.study.maps import short_hash
 
 LABELS = ("threshold", "human_share")
 SELF = (*LABELS, "teacher_scales")
+TAUGHT = (*SELF, "teacher_times")
 PRETRAINING = ("pretrain_steps", "pretrain_crop", "pretrain_short_side", "pretrain_lr", "pssl_samples")
 COARSE = "-coarse"
 """Ends the names of label sets with groups of classes."""
-OF_OTHERS = {*SELF, *PRETRAINING}
+OF_OTHERS = {*TAUGHT, *PRETRAINING}
 """Settings that only some arms depend on."""
 
 
@@ -25,7 +26,8 @@ class Arm:
     name: str
     title: str
     rest: str | None = None
-    """Label set of the other seven eighths of the training frames: `human`, or the name of a teacher."""
+    """Labels of the other seven eighths of the training frames: `human`, or by whom: `self`, the arm `eighth` with the
+    same seed; `taught`, a network trained longer on the eighth; or `cityscapes`."""
     pssl: str | None = None
     """Label set of the pre-training: `paper`, `fast` or `random`, with 1000 classes or, as `fast-coarse`, with few."""
     imagenet: bool = True
@@ -39,10 +41,7 @@ class Arm:
 
     def _depends(self, settings: Settings) -> set[str]:
         keys = set(vars(settings)) - OF_OTHERS
-        if self.rest == "self":
-            keys.update(SELF)
-        if self.rest == "cityscapes":
-            keys.update(LABELS)
+        keys.update({"self": SELF, "taught": TAUGHT, "cityscapes": LABELS}.get(self.rest or "", ()))
         return keys
 
 
@@ -62,6 +61,7 @@ IMAGENET = replace(EIGHTH, title="ImageNet backbone")
 AUTO_LABELS = (
     EIGHTH,
     Arm("self", "1/8, auto-labels on the rest by the network of the row above", rest="self"),
+    Arm("taught", "1/8, auto-labels on the rest by a network trained longer on the same 1/8", rest="taught"),
     Arm("cityscapes", "1/8, auto-labels on the rest by the best Cityscapes teacher", rest="cityscapes"),
     Arm("all", "all labels", rest="human"),
 )

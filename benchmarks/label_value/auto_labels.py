@@ -34,11 +34,11 @@ class AutoLabels:
         self.settings, self.frames, self.data = settings, frames, data
         self.runs, self.walk, self.results = runs, walk, results
 
-    def of_network(self, checkpoint: str, *, seed: int) -> str:
-        """Labels by a network that was trained on the eighth with this seed; the name of the label set."""
+    def of_network(self, checkpoint: str, *, name: str) -> str:
+        """Labels by a network that was trained on the eighth, told of by a name; the name of the label set."""
         settings = self.settings
         looks = PredictorSpec(short_side=settings.short_side, scales=settings.teacher_scales, flip=True)
-        return self._label(f"self/{seed}", checkpoint, looks)
+        return self._label(name, checkpoint, looks)
 
     def of_cityscapes(self) -> str:
         """Labels by the Cityscapes network that is best on the eighth; the name of the label set."""
