@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.label_value.coarse import GROUPS
@@ -15,8 +15,8 @@ TAUGHT = (*SELF, "teacher_times")
 PRETRAINING = ("pretrain_steps", "pretrain_crop", "pretrain_short_side", "pretrain_lr", "pssl_samples")
 COARSE = "-coarse"
 """Ends the names of label sets with groups of classes."""
-OF_OTHERS = {*TAUGHT, *PRETRAINING}
-"""Settings that only some arms depend on."""
+OF_OTHERS = {"steps", "begin_steps", *TAUGHT, *PRETRAINING}
+"""Settings that not all arms depend on."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,18 @@ class Arm:
     """Label set of the pre-training: `paper`, `fast` or `random`, with 1000 classes or, as `fast-coarse`, with few."""
     imagenet: bool = True
     """Begin with the backbone's ImageNet weights."""
+    brief: bool = False
+    """Train for `begin_steps` instead of `steps`."""
+
+    def steps(self, settings: Settings) -> int:
+        """How many steps it trains."""
+        return settings.begin_steps if self.brief else settings.steps
 
     def fingerprint(self, settings: Settings, *, seed: int) -> str:
         """Names what decides the figures of a run: the settings it depends on, not the version of the code."""
         table = _values(settings, self._depends(settings))
         pretraining = None if self.pssl is None else pretraining_key(self.pssl, settings)
-        return short_hash([self.rest, pretraining, self.imagenet, seed, table])
+        return short_hash([self.rest, pretraining, self.imagenet, self.steps(settings), seed, table])
 
     def _depends(self, settings: Settings) -> set[str]:
         keys = set(vars(settings)) - OF_OTHERS
@@ -56,8 +62,7 @@ def _values(settings: Settings, keys: set[str]) -> dict[str, Any]:
 
 
 EIGHTH = Arm("eighth", "1/8 of the labels")
-IMAGENET = replace(EIGHTH, title="ImageNet backbone")
-"""The same runs, by what they begin with."""
+IMAGENET = Arm("imagenet", "ImageNet backbone", brief=True)
 AUTO_LABELS = (
     EIGHTH,
     Arm("self", "1/8, auto-labels on the rest by the network of the row above", rest="self"),
@@ -66,13 +71,13 @@ AUTO_LABELS = (
     Arm("all", "all labels", rest="human"),
 )
 PSSL = (
-    Arm("scratch", "random weights", imagenet=False),
+    Arm("scratch", "random weights", imagenet=False, brief=True),
     IMAGENET,
-    Arm("random", "PSSL, random masks of equal area, 1000 classes", pssl="random"),
-    Arm("paper", "PSSL, `paper` labels, 1000 classes", pssl="paper"),
-    Arm("fast", "PSSL, `fast` labels, 1000 classes", pssl="fast"),
-    Arm("random-coarse", "PSSL, random masks of equal area, coarse classes", pssl="random-coarse"),
-    Arm("paper-coarse", "PSSL, `paper` labels, coarse classes", pssl="paper-coarse"),
-    Arm("fast-coarse", "PSSL, `fast` labels, coarse classes", pssl="fast-coarse"),
+    Arm("random", "PSSL, random masks of equal area, 1000 classes", pssl="random", brief=True),
+    Arm("paper", "PSSL, `paper` labels, 1000 classes", pssl="paper", brief=True),
+    Arm("fast", "PSSL, `fast` labels, 1000 classes", pssl="fast", brief=True),
+    Arm("random-coarse", "PSSL, random masks of equal area, coarse classes", pssl="random-coarse", brief=True),
+    Arm("paper-coarse", "PSSL, `paper` labels, coarse classes", pssl="paper-coarse", brief=True),
+    Arm("fast-coarse", "PSSL, `fast` labels, coarse classes", pssl="fast-coarse", brief=True),
 )
 ARMS = {arm.name: arm for arm in (*AUTO_LABELS, *PSSL)}

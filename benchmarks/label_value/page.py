@@ -13,7 +13,7 @@ from benchmarks.label_value.tables import class_table, comparison, label_table, 
 BEGIN, END = "<!-- label_value: written by the command -->\n", "<!-- /label_value -->\n"
 
 TRAINING = """\
-Every arm: `{preset}`, {steps:,} steps of {batch} crops of {crop} from frames with a short side of
+Every arm: `{preset}`, steps of {batch} crops of {crop} from frames with a short side of
 {short_side} px times {scale}, mirrored, colours changed by up to {jitter:g}, {uniform_share:.0%} of them drawn by class
 (class-uniform sampling); cross-entropy of pixels whose own class has at most {hard:g} (OHEM); AdamW at {lr:g},
 {warmup_steps} steps of warm-up, poly; weights averaged over steps (EMA, {ema_decay:g}); one torch thread.
@@ -24,20 +24,19 @@ seed, ± their deviation. The eighth is every eighth training frame by name, 46 
 AUTO = """\
 ### Auto-labels
 
-`self`: labels of the other 321 frames by the network of the first row with the same seed, looking
-{teacher_scales} times as large, each also mirrored. `taught`: the same with one network for all seeds, trained on the
-eighth {teacher_times} times as long, with an mIoU of {taught} on `test`. `cityscapes`: by the network of the real data
-that is best on the eighth, its 19 classes in 11 groups whose probabilities are added up. Pixels below a confidence of {threshold:g} are
-void. Of the crops {human_share:.0%} have human labels. In `all` the 367 frames are drawn alike."""
+{steps:,} steps an arm. `self`: labels of the other 321 frames by the network of the first row with the same seed,
+looking {teacher_scales} times as large, each also mirrored. `taught`: the same with one network for all seeds, trained
+on the eighth {teacher_times} times as long, with an mIoU of {taught} on `test`. `cityscapes`: by the network of the real data
+that is best on the eighth, its 19 classes in 11 groups whose probabilities are added up. Pixels below a confidence of
+{threshold:g} are void. Of the crops {human_share:.0%} have human labels. In `all` the 367 frames are drawn alike."""
 
 QUALITY = "The auto-labels against the human labels of the same frames, which no arm with them saw:"
 
 PRETRAINING = """\
 ### PSSL pre-training
 
-Fine-tuned on the eighth, beginning with random weights, with the ImageNet backbone (the first row of the former
-table), or with the whole network pre-trained from that backbone: {pretrain_steps:,} steps of {batch} crops of
-{pretrain_crop} of the 1,000 ImageNet images, short side {pretrain_short_side} px, AdamW at {pretrain_lr:g}, the
+Fine-tuned on the eighth for {begin_steps:,} steps, beginning with random weights, with the ImageNet backbone, or with
+the whole network pre-trained from that backbone: {pretrain_steps:,} steps of {batch} crops of {pretrain_crop} of the 1,000 ImageNet images, short side {pretrain_short_side} px, AdamW at {pretrain_lr:g}, the
 backbone at a tenth of that, background weight 0.1. Labels by 14 real classifiers, `paper` and `fast` with
 n = {pssl_samples} (`docs/pssl.md` finds no gain in more); random masks are single pixels. Coarse: the thousand classes
 in {groups} groups. One pre-training an arm, several fine-tunings: the deviation is that of fine-tuning."""

@@ -26,11 +26,14 @@ class Settings:
     """Sizes are in pixels, those of pictures before they are scaled."""
 
     preset: str = "semfpn_efficientnet_lite0"
-    steps: int = 500
-    batch: int = 8
+    steps: int = 1500
+    """Of the arms that differ in their labels."""
+    begin_steps: int = 500
+    """Of the arms that differ in what they begin with."""
+    batch: int = 4
     crop: tuple[int, int] = (160, 224)
-    short_side: int = 240
-    scale: tuple[float, float] = (0.6, 1.6)
+    short_side: int = 300
+    scale: tuple[float, float] = (0.5, 1.5)
     jitter: float = 0.4
     """Brightness, contrast and saturation."""
     lr: float = 1e-3
@@ -47,21 +50,23 @@ class Settings:
     """Share of the eighth where a teacher labels the rest."""
     teacher_scales: tuple[float, ...] = (0.75, 1.0, 1.25)
     """Looks of a teacher that was trained on the eighth; each also mirrored."""
-    teacher_times: int = 4
+    teacher_times: int = 3
     """How many times as long the stronger one of them is trained."""
     threshold: float = 0.5
     """Least confidence of an auto-label."""
-    pretrain_steps: int = 400
+    pretrain_steps: int = 500
     pretrain_crop: tuple[int, int] = (128, 128)
     pretrain_short_side: int = 160
     pretrain_lr: float = 1e-3
     pssl_samples: int = 1
     """SmoothGrad samples per image and classifier, of `paper` and of `fast`."""
 
-    def finetuning(self, *, seed: int, imagenet: bool) -> Recipe:
+    def finetuning(self, *, steps: int, seed: int, imagenet: bool) -> Recipe:
         """Training on CamVid.
 
         Args:
+            steps: how many.
+            seed: of the order, the crops and the fresh weights.
             imagenet: begin with the backbone's ImageNet weights, which a package holds; else with random ones.
         """
         return Recipe(
@@ -72,7 +77,7 @@ class Settings:
             sampling=SamplingSpec(class_uniform=ClassUniformSpec(share=self.uniform_share, tile=self.tile)),
             loss=LossSpec(ohem=OhemSpec(threshold=self.hard, min_kept=self.crop[0] * self.crop[1] // LEAST_HARD)),
             ema=EmaSpec(decay=self.ema_decay),
-            steps=self.steps,
+            steps=steps,
             global_batch=self.batch,
             seed=seed,
         )

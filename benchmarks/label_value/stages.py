@@ -82,7 +82,7 @@ class Stages:
         """The result of an arm's training, with what it needs: pre-training, a teacher and its labels."""
         return self.runs.train(
             f"{arm.name}-{seed}-{arm.fingerprint(self.settings, seed=seed)}",
-            self.settings.finetuning(seed=seed, imagenet=arm.imagenet),
+            self.settings.finetuning(steps=arm.steps(self.settings), seed=seed, imagenet=arm.imagenet),
             data=self._data(arm, seed=seed),
             init_from=None if arm.pssl is None else self.pretraining.checkpoint(arm.pssl),
         )

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.label_value import __main__ as command
-from benchmarks.label_value.arms import ARMS, AUTO_LABELS, EIGHTH
+from benchmarks.label_value.arms import ARMS, AUTO_LABELS, EIGHTH, PSSL
 from benchmarks.label_value.coarse import GROUPS, coarse_of_class, coarse_space, write_coarse_labels
 from benchmarks.label_value.frames import copy_frames
 from benchmarks.label_value.label_quality import compare_labels
@@ -47,14 +47,16 @@ def test_an_arm_is_measured_again_where_what_it_depends_on_has_changed_and_not_e
     settings = Settings()
     before = {name: arm.fingerprint(settings, seed=0) for name, arm in ARMS.items()}
     changed = {
-        "steps": set(ARMS),
+        "crop": set(ARMS),
+        "steps": {arm.name for arm in AUTO_LABELS},
+        "begin_steps": {arm.name for arm in PSSL},
         "threshold": {"self", "taught", "cityscapes"},
         "teacher_scales": {"self", "taught"},
         "teacher_times": {"taught"},
         "human_share": {"self", "taught", "cityscapes"},
         "pretrain_steps": {name for name, arm in ARMS.items() if arm.pssl is not None},
     }
-    values: dict[str, Any] = {"steps": 7, "threshold": 0.9, "pretrain_steps": 7}
+    values: dict[str, Any] = {"crop": (32, 32), "steps": 7, "begin_steps": 7, "threshold": 0.9, "pretrain_steps": 7}
     values |= {"teacher_scales": (1.0,), "human_share": 0.1, "teacher_times": 2}
     for key, expected in changed.items():
         other = replace(settings, **{key: values[key]})
@@ -200,14 +202,28 @@ def test_arms_are_measured_once_and_told(tmp_path: Path, capsys: pytest.CaptureF
     page = tmp_path / "page.md"
     page.write_text(f"{BEGIN}{END}")
     places = ["--data", str(tmp_path), "--output", str(tmp_path / "out"), "--results", str(tmp_path / "r.json")]
-    small = ["--steps", "3", "--batch", "2", "--crop", "32", "32", "--short-side", "40", "--pretrain-steps", "2"]
+    small = [
+        "--steps",
+        "3",
+        "--begin-steps",
+        "2",
+        "--batch",
+        "2",
+        "--crop",
+        "32",
+        "32",
+        "--short-side",
+        "40",
+        "--pretrain-steps",
+        "2",
+    ]
     what = ["--page", str(page), "--only", "eighth", "self", "random-coarse", "--seeds", "1", "--threshold", "0.1"]
     arguments = [*places, *small, *what, "--pretrain-crop", "32", "32", "--teacher-scales", "0.75", "1", "1.25"]
     assert command.main(arguments) == 0
     first = capsys.readouterr().out
     table = page.read_text()
     assert first.count("trained ") == 4  # three arms and a pre-training
-    assert table.count("not measured") == 3 + 6
+    assert table.count("not measured") == 3 + 7
     assert command.main(arguments) == 0
     assert "trained " not in capsys.readouterr().out
     assert page.read_text() == table
