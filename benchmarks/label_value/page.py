@@ -26,9 +26,10 @@ AUTO = """\
 
 {steps:,} steps an arm. `self`: labels of the other 321 frames by the network of the first row with the same seed,
 looking {teacher_scales} times as large, each also mirrored. `taught`: the same with one network for all seeds, trained
-on the eighth {teacher_times} times as long, with an mIoU of {taught} on `test`. `cityscapes`: by the network of the real data
-that is best on the eighth, its 19 classes in 11 groups whose probabilities are added up. Pixels below a confidence of
-{threshold:g} are void. Of the crops {human_share:.0%} have human labels. In `all` the 367 frames are drawn alike."""
+on the eighth {teacher_times} times as long, with an mIoU of {taught} on `test`. `cityscapes`: by the network of the
+real data that is best on the eighth, its 19 classes in 11 groups whose probabilities are added up. Pixels below a
+confidence of {threshold:g} are void. Of the crops {human_share:.0%} have human labels. In `all` the 367 frames are
+drawn alike."""
 
 QUALITY = "The auto-labels against the human labels of the same frames, which no arm with them saw:"
 
@@ -36,10 +37,11 @@ PRETRAINING = """\
 ### PSSL pre-training
 
 Fine-tuned on the eighth for {begin_steps:,} steps, beginning with random weights, with the ImageNet backbone, or with
-the whole network pre-trained from that backbone: {pretrain_steps:,} steps of {batch} crops of {pretrain_crop} of the 1,000 ImageNet images, short side {pretrain_short_side} px, AdamW at {pretrain_lr:g}, the
-backbone at a tenth of that, background weight 0.1. Labels by 14 real classifiers, `paper` and `fast` with
-n = {pssl_samples} (`docs/pssl.md` finds no gain in more); random masks are single pixels. Coarse: the thousand classes
-in {groups} groups. One pre-training an arm, several fine-tunings: the deviation is that of fine-tuning."""
+the whole network pre-trained from that backbone: {pretrain_steps:,} steps of {batch} crops of {pretrain_crop} of the
+1,000 ImageNet images, short side {pretrain_short_side} px, AdamW at {pretrain_lr:g}, the backbone at a tenth of that,
+background weight 0.1. Labels by 14 real classifiers, `paper` and `fast` with n = {pssl_samples} (`docs/pssl.md` finds
+no gain in more); random masks are single pixels. Coarse: the thousand classes in {groups} groups. One pre-training an
+arm, several fine-tunings: the deviation is that of fine-tuning."""
 
 
 def section(results: Results, settings: Settings, *, seeds: range) -> str:

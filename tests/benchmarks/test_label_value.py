@@ -196,29 +196,15 @@ def stages_in(folder: Path) -> command.Stages:
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_local")
 def test_arms_are_measured_once_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for split, count in (("train", 9), ("val", 1), ("test", 2)):
+    for split, count in (("train", 88), ("val", 1), ("test", 2)):  # in the eighth there is one for each class
         write_frames(tmp_path / FRAMES / split, count=count)
     write_images(tmp_path / IMAGES, count=4)
     page = tmp_path / "page.md"
     page.write_text(f"{BEGIN}{END}")
     places = ["--data", str(tmp_path), "--output", str(tmp_path / "out"), "--results", str(tmp_path / "r.json")]
-    small = [
-        "--steps",
-        "3",
-        "--begin-steps",
-        "2",
-        "--batch",
-        "2",
-        "--crop",
-        "32",
-        "32",
-        "--short-side",
-        "40",
-        "--pretrain-steps",
-        "2",
-    ]
-    what = ["--page", str(page), "--only", "eighth", "self", "random-coarse", "--seeds", "1", "--threshold", "0.1"]
-    arguments = [*places, *small, *what, "--pretrain-crop", "32", "32", "--teacher-scales", "0.75", "1", "1.25"]
+    small = "--steps 3 --begin-steps 2 --pretrain-steps 2 --batch 2 --crop 32 32 --pretrain-crop 32 32 --short-side 40"
+    what = "--only eighth self random-coarse --seeds 1 --uniform-share 1 --tile 16 --threshold 0.1"
+    arguments = [*places, "--page", str(page), *small.split(), *what.split()]
     assert command.main(arguments) == 0
     first = capsys.readouterr().out
     table = page.read_text()
