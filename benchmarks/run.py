@@ -12,12 +12,16 @@ from benchmarks import (
     codec,
     confusion,
     criss_cross,
+    data_path,
     deciles,
+    eval_path,
     fastfcn,
     hmsa,
     position_attention,
+    prediction,
     ray_pssl_loop,
     smoothgrad,
+    train_step,
     upsample_ce,
 )
 from benchmarks.measure import Benchmark, command
@@ -26,13 +30,17 @@ SUITE: tuple[Benchmark, ...] = (
     deciles.entries,
     codec.entries,
     confusion.entries,
+    eval_path.entries,
     smoothgrad.entries,
     fastfcn.entries,
     hmsa.entries,
     criss_cross.entries,
     position_attention.entries,
+    prediction.entries,
     upsample_ce.entries,
     ray_pssl_loop.entries,
+    data_path.entries,
+    train_step.entries,
 )
 
 if __name__ == "__main__":

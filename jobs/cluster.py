@@ -16,7 +16,7 @@ from ray._private.authentication import authentication_token_setup as ray_tokens
 
 from pipelines.shards import ComputeSpec
 
-OBJECT_STORE_BYTES = 512 * 1024**2  # addresses and receipts travel, pixels do not
+OBJECT_STORE_BYTES = 512 * 1024**2  # addresses and receipts travel; pixels only where training has data workers
 CONNECT_TIMEOUT_S = 5
 MAX_TEMP_CHARS = 40  # Unix socket paths end at 107 characters, and Ray appends up to 66
 THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -26,18 +26,21 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_DEDUP_LOGS": "0",
     **THREADS,
 }
 
 
 @contextlib.contextmanager
-def ray_session(compute: ComputeSpec, *, num_cpus: int | None = None) -> Iterator[None]:
+def ray_session(compute: ComputeSpec, *, num_cpus: int | None = None, pixels_bytes: int = 0) -> Iterator[None]:
     """Make sure that Ray runs for the length of the block.
 
     A Ray that runs in this process already is used as it is. Otherwise the job joins the cluster named by
     `compute.address` or RAY_ADDRESS, and without one it starts a local Ray, which ends with the block.
+
+    Args:
+        num_cpus: Of a local Ray; default: those of the machine.
+        pixels_bytes: Room for pixels in the object store of a local Ray, beside that for addresses and receipts.
 
     Raises:
         ValueError: the cluster named does not answer, or refuses our token.
@@ -50,7 +53,7 @@ def ray_session(compute: ComputeSpec, *, num_cpus: int | None = None) -> Iterato
     if compute.cluster is not None:
         _connect(compute.cluster)
     else:
-        _start_local(num_cpus)
+        _start_local(num_cpus, OBJECT_STORE_BYTES + pixels_bytes)
     try:
         yield
     finally:
@@ -92,7 +95,7 @@ def _check_port(address: str) -> None:
         raise ValueError(f"compute.address: nobody answers at {address!r} ({error.strerror or error})") from error
 
 
-def _start_local(num_cpus: int | None) -> None:
+def _start_local(num_cpus: int | None, object_store_bytes: int) -> None:
     # Ray turns token authentication on for a local cluster by itself. Give it a token, else it writes one into the
     # home folder; and it need not say so in every run.
     _silence(ray_tokens.logger)
@@ -105,7 +108,7 @@ def _start_local(num_cpus: int | None) -> None:
                 address="local",
                 num_cpus=num_cpus,
                 include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
+                object_store_memory=object_store_bytes,
                 _temp_dir=str(_temp_dir()),
                 log_to_driver=True,
                 logging_level=logging.WARNING,

@@ -8,14 +8,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
+from jobs.compare_figures import changes
 from jobs.dry_run import show_plan
 from jobs.specs import CompareJob
 from jobs.tracked_run import metric_key
@@ -25,7 +23,6 @@ from seg_models.names import did_you_mean
 
 SAME = ("uri", "labels", "split", "fingerprint")
 """What two evaluations of the same pixels have in common."""
-RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,14 @@ class Evaluation:
 
     folder: str
     result: dict[str, Any]
-    images: dict[str, float]
-    """Image id -> mIoU of that image; images without a class that counts are absent."""
+    images: dict[str, dict[str, float | None]]
+    """Image id -> figures of that image; None where one is undefined."""
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """The figures that single images have too, of the whole split."""
+        names = next(iter(self.images.values()), {"miou": None})
+        return {name: self.result[name] for name in names if name in self.result}
 
     @property
     def iou(self) -> dict[str, float | None]:
@@ -69,6 +72,7 @@ def run(job: CompareJob, *, dry_run: bool = False) -> dict[str, Any]:
         storage.write_bytes(storage.join(output, "gains.png"), chart(table))
         storage.write_text(storage.join(output, "result.json"), json.dumps(table, indent=2))
         gains = {metric_key("compare", "gain", row["class"]): row["gain"] for row in ordered(table)}
+        gains |= {metric_key("compare", f"{row['figure']}_gain"): row["change"] for row in table["figures"]}
         tracked.log_metrics({"compare/miou_gain": table["miou_gain"]} | gains)
         tracked.log_dict(table, "result.json")
     print(summary(table))
@@ -97,8 +101,8 @@ def read_evaluation(folder: str, *, key: str) -> Evaluation:
     if result.get("verb") != "evaluate":
         raise ValueError(f"{key}: {place}: found a run of {result.get('verb')!r}, one of 'evaluate' is needed")
     rows = csv.DictReader(io.StringIO(storage.read_bytes(storage.join(place, "per_image.csv")).decode()))
-    scores = {row["id"]: float(row["miou"] or "nan") for row in rows}
-    return Evaluation(place, result, {name: score for name, score in scores.items() if not math.isnan(score)})
+    images = {row.pop("id"): {name: float(value) if value else None for name, value in row.items()} for row in rows}
+    return Evaluation(place, result, images)
 
 
 def check_same_data(before: Evaluation, after: Evaluation) -> None:
@@ -119,41 +123,30 @@ def check_same_data(before: Evaluation, after: Evaluation) -> None:
 
 
 def compare(before: Evaluation, after: Evaluation) -> dict[str, Any]:
-    """Gains of every class, of mIoU, and of single images with the interval of a paired bootstrap."""
-    gains = []
-    for name, was in before.iou.items():
-        now = after.iou[name]
-        gain = None if was is None or now is None else now - was
-        gains.append({"class": name, "baseline": was, "evaluation": now, "gain": gain})
-    shared = sorted(before.images.keys() & after.images.keys())
-    differences = np.array([after.images[name] - before.images[name] for name in shared])
+    """Gains of every class, and changes of every figure with the interval of a paired bootstrap over images."""
+    figures = changes(before.figures, after.figures, images_before=before.images, images_after=after.images)
     return {
         "baseline": {"uri": before.folder, "miou": before.result["miou"], "checkpoint": before.result["checkpoint"]},
         "evaluation": {"uri": after.folder, "miou": after.result["miou"], "checkpoint": after.result["checkpoint"]},
         "miou_gain": after.result["miou"] - before.result["miou"],
-        "gains": gains,
-        "per_image": per_image(differences),
+        "gains": class_gains(before.result["classes"], after.result["classes"]),
+        "figures": figures,
+        "per_image": next((row["per_image"] for row in figures if row["figure"] == "miou"), None),
     }
 
 
-def per_image(differences: NDArray[np.float64]) -> dict[str, Any] | None:
-    """Mean difference of the images' mIoU and its 95 % interval; None without images.
+def class_gains(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per class: class, IoU of both and its gain, and the gain in boundary F of every width that both know."""
+    widths = [key for key in before[0] if key.startswith("boundary_f_") and key in after[0]]
+    rows = []
+    for was, now in zip(before, after, strict=True):
+        row = {"class": was["class"], "baseline": was["iou"], "evaluation": now["iou"], "gain": _gain(was, now, "iou")}
+        rows.append(row | {f"{key}_gain": _gain(was, now, key) for key in widths})
+    return rows
 
-    The interval is that of a paired bootstrap (Efron, 1979) over images with a fixed seed: the mean of as many images,
-    drawn with replacement, again and again.
-    """
-    if not len(differences):
-        return None
-    rng = np.random.default_rng(0)
-    means = [differences[rng.integers(0, len(differences), len(differences))].mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return {
-        "images": len(differences),
-        "better": int((differences > 0).sum()),
-        "worse": int((differences < 0).sum()),
-        "mean_gain": float(differences.mean()),
-        "interval": [float(low), float(high)],
-    }
+
+def _gain(before: dict[str, Any], after: dict[str, Any], key: str) -> float | None:
+    return None if before[key] is None or after[key] is None else after[key] - before[key]
 
 
 def ordered(table: dict[str, Any]) -> list[dict[str, Any]]:
@@ -164,7 +157,7 @@ def ordered(table: dict[str, Any]) -> list[dict[str, Any]]:
 def as_csv(table: dict[str, Any]) -> str:
     """Class, IoU of both and gain, in the order of the class list."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["class", "baseline", "evaluation", "gain"])
+    writer = csv.DictWriter(text, list(table["gains"][0]))
     writer.writeheader()
     writer.writerows(table["gains"])
     return text.getvalue()
@@ -201,4 +194,9 @@ def summary(table: dict[str, Any]) -> str:
             f"images: {single['better']} better, {single['worse']} worse of {single['images']}; mean of their mIoU "
             f"{single['mean_gain']:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
         )
+    lines += [
+        f"{row['figure']:<20} {row['baseline']:.4f} -> {row['evaluation']:.4f} ({row['change']:+.4f})"
+        for row in table["figures"]
+        if row["figure"] != "miou"
+    ]
     return "\n".join(lines)

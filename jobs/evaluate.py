@@ -45,6 +45,7 @@ def run(job: EvaluateJob, *, dry_run: bool = False) -> dict[str, Any]:
             result = run_evaluation(
                 work,
                 predictor=job.predictor,
+                metrics=job.metrics,
                 compute=job.compute,
                 num_pictures=job.num_pictures,
                 num_worst=job.num_worst,
@@ -102,16 +103,16 @@ def write_evaluation(result: EvaluationResult, *, output: str) -> None:
             storage.write_bytes(storage.join(output, "pictures", name), data)
     names = [row["class"] for row in result.classes]
     classes = [row.values() for row in result.classes]
-    images = [(score.id, score.miou, score.pixel_accuracy) for score in result.scores]
+    images = [(score.id, *score.figures.values()) for score in result.scores]
     confusion = [(name, *row) for name, row in zip(names, result.confusion.tolist(), strict=True)]
     _write_csv(storage.join(output, "per_class.csv"), list(result.classes[0]), classes)
-    _write_csv(storage.join(output, "per_image.csv"), ["id", "miou", "pixel_accuracy"], images)
+    _write_csv(storage.join(output, "per_image.csv"), ["id", *result.figures], images)
     _write_csv(storage.join(output, "confusion.csv"), ["truth \\ prediction", *names], confusion)
 
 
 def log_evaluation(tracked: Run, result: EvaluationResult, *, step: int = 0) -> None:
     """Metrics, the per-class table and the fixed pictures of an evaluation in MLflow."""
-    metrics = {"val/miou": result.miou, "val/pixel_accuracy": result.pixel_accuracy}
+    metrics = {metric_key("val", name): value for name, value in result.figures.items() if value is not None}
     metrics |= {metric_key("val", "iou", row["class"]): row["iou"] for row in result.classes if row["iou"] is not None}
     tracked.log_metrics(metrics, step=step)
     tracked.log_metrics({"images": result.evaluated, "skipped": result.skipped, "seconds": result.seconds}, step=step)
@@ -123,16 +124,37 @@ def log_evaluation(tracked: Run, result: EvaluationResult, *, step: int = 0) -> 
 
 
 def summary(table: Mapping[str, Any]) -> str:
-    """A few lines for a person."""
+    """A few lines for a person, and a table of the classes."""
     lines = [
         f"mIoU {table['miou']:.4f}, pixel accuracy {table['pixel_accuracy']:.4f} over {table['evaluated']} of "
-        f"{table['images_in']} images in {table['seconds']:.1f} s"
+        f"{table['images_in']} images in {table['seconds']:.1f} s",
+        f"frequency-weighted IoU {table['fwiou']:.4f}, mean accuracy {table['mean_accuracy']:.4f}",
     ]
-    lines += [f"{count:>8} skipped: {reason}" for reason, count in table["reasons"].items()]
     lines += [
-        f"{row['class']:<24} IoU {'-' if row['iou'] is None else format(row['iou'], '.4f')}" for row in table["classes"]
+        f"boundary F within {row['px']:>2} px {_shown(row['f'])} (precision {_shown(row['precision'])}, recall "
+        f"{_shown(row['recall'])})"
+        for row in table.get("boundary", ())
     ]
-    return "\n".join(lines)
+    if "calibration" in table:
+        sure = table["calibration"]
+        lines.append(
+            f"calibration error {_shown(sure['ece'])}, largest {_shown(sure['largest_error'])}, mean confidence "
+            f"{_shown(sure['mean_confidence'])}"
+        )
+    lines += [f"{count:>8} skipped: {reason}" for reason, count in table["reasons"].items()]
+    return "\n".join([*lines, *class_lines(table["classes"])])
+
+
+def class_lines(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line a class: IoU, accuracy, and boundary F where it was measured."""
+    widths = [key for key in classes[0] if key.startswith("boundary_f_")]
+    heads = {"iou": "IoU", "accuracy": "accuracy"} | {key: f"F {key.removeprefix('boundary_f_')}" for key in widths}
+    lines = [f"{'class':<24}" + "".join(f"{head:>10}" for head in heads.values())]
+    return lines + [f"{row['class']:<24}" + "".join(f"{_shown(row[key]):>10}" for key in heads) for row in classes]
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _write_csv(uri: str, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:

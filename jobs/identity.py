@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 # Settings that say where or how closely a job runs, not what it computes: with other values it is still the same run.
 _WHERE = {
     *("compute", "tracking", "report", "workers", "accumulate", "device", "precision", "threads"),
-    *("checkpoint_every", "keep_checkpoints", "log_every", "max_failures"),
+    *("checkpoint_every", "keep_checkpoints", "log_every", "max_failures", "save_timeout_s"),
+    *("validate_every", "validate_metric", "validate_timeout_s", "keep_best", "patience"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -15,6 +16,7 @@ log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 30.0  # after a failed call everything goes to the journal for so long
 BATCH_METRICS = 1000  # MLflow's limit for one call
+SEND_EVERY_S = 2.0
 
 Send = Callable[[Entry], None]
 Point = list[Any]
@@ -33,27 +35,38 @@ class Outbox:
         self._transmit = send
         self._down_until = 0.0
         self._warned = False
+        self._lock = threading.Lock()
 
     def send(self, entry: Entry) -> None:
         """Send an entry, or keep it for later. Never raises for a reason on the server's side."""
-        if time.monotonic() < self._down_until:
-            self.journal.append(entry)
-            return
-        try:
-            self._transmit(entry)
-        except Refused as error:
-            log.warning("MLflow refused %s: %s", entry.kind, first_line(error))
-        except Exception as error:  # whatever the client library raises: journalled, said once, the job goes on
-            self._keep(entry, error)
+        with self._lock:
+            if time.monotonic() < self._down_until:
+                self.journal.append(entry)
+                return
+            try:
+                self._transmit(entry)
+            except Refused as error:
+                log.warning("MLflow refused %s: %s", entry.kind, first_line(error))
+            except Exception as error:  # whatever the client library raises: journalled, said once, the job goes on
+                self._keep(entry, error)
 
     def drain(self) -> None:
         """Send what waits in the journal, as far as the server takes it."""
+        with self._lock:
+            self._drain()
+
+    def _drain(self) -> None:
         try:
             sent = self.journal.replay(self._transmit_or_drop)
         except Exception as error:  # the rest stays in the journal
             self._down_until = time.monotonic() + RETRY_AFTER_S
             left = len(self.journal.entries())
-            log.warning("MLflow: %d entries stay in %s (%s)", left, self.journal.path, first_line(error))
+            log.warning(
+                "MLflow: %d entries stay in %s (%s); when the server is back, the same command sends them",
+                left,
+                self.journal.path,
+                first_line(error),
+            )
             return
         self._down_until = 0.0
         if sent:
@@ -82,7 +95,9 @@ class Outbox:
 class BackgroundSender:
     """Sends metric points from a thread of its own, in batches, and tries again when that fails.
 
-    What does not fit the queue or is left at the end is not sent: whoever puts points keeps them as well.
+    Batches are `SEND_EVERY_S` apart, unless one is full: a call costs some milliseconds of the processor that trains.
+    `send` gets the points as an entry of kind "curve". What does not fit the queue or is left at the end is not sent:
+    whoever puts points keeps them as well.
     """
 
     def __init__(self, run_id: str, *, send: Send, max_points: int = 20_000) -> None:
@@ -101,6 +116,13 @@ class BackgroundSender:
                 self._left_out += len(points)
                 return
             self._points.extend(points)
+            self._changed.notify()
+
+    def put_first(self, points: Sequence[Point]) -> None:
+        """Queue the points of an earlier process, however many they are, before any other."""
+        with self._changed:
+            self._points.extendleft(reversed(points))
+            self._max_points += len(points)
             self._changed.notify()
 
     def close(self, timeout: float = 10.0) -> int:
@@ -126,12 +148,16 @@ class BackgroundSender:
             if self._sent(batch):
                 wait_s = 1.0
                 self._forget(len(batch))
+                self._pause(SEND_EVERY_S, or_points=BATCH_METRICS)
             elif last_try:
                 return
             else:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closing, timeout=wait_s)
+                self._pause(wait_s)
                 wait_s = min(2 * wait_s, RETRY_AFTER_S)
+
+    def _pause(self, seconds: float, *, or_points: float = math.inf) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or len(self._points) >= or_points, timeout=seconds)
 
     def _forget(self, count: int) -> None:
         with self._changed:
@@ -140,7 +166,7 @@ class BackgroundSender:
 
     def _sent(self, batch: list[Point]) -> bool:
         try:
-            self._send(Entry(self._run_id, "metrics", {"points": batch}))
+            self._send(Entry(self._run_id, "curve", {"points": batch}))
         except Refused as error:
             log.warning("MLflow refused metrics: %s", first_line(error))
         except Exception as error:  # whatever the client library raises: the points stay queued

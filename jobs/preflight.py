@@ -81,7 +81,7 @@ def bundles(job: Job) -> list[dict[str, float]]:
     wanted = [actor] * (compute.actors or 1)
     if isinstance(job, TrainJob):
         worker = {"GPU": 1.0, "CPU": 1.0} if job.device == "cuda" else {"CPU": 1.0}
-        wanted += [worker] * job.workers
+        wanted += [worker] * job.min_workers + [{"CPU": 1.0}] * job.data_workers
     return wanted
 
 
@@ -99,10 +99,13 @@ def problem_of(job: Job, nodes: Sequence[Node]) -> str | None:
     gpus = sum(int(node.gpus) for node in nodes)
     if job.device == "cuda" and gpus == 0:
         return "device: 'cuda' asked for, the cluster has no GPU; use device = \"cpu\" or a GPU node type"
-    if job.device == "cuda" and job.workers > gpus:
-        return f"workers: {job.workers} workers x 1 GPU do not fit; {has}"
-    if job.device != "cuda" and job.workers > max(1.0, sum(node.cpus for node in nodes)):
-        return f"workers: {job.workers} workers do not fit, each needs a CPU; {has}"
+    if job.device == "cuda" and job.min_workers > gpus:
+        return f"workers: {job.min_workers} workers x 1 GPU do not fit; {has}"
+    cpus = sum(node.cpus for node in nodes)
+    if job.device != "cuda" and job.min_workers > max(1.0, cpus):
+        return f"workers: {job.min_workers} workers do not fit, each needs a CPU; {has}"
+    if job.data_workers and job.min_workers + job.data_workers > cpus:
+        return f"data_workers: {job.data_workers} x 1 CPU do not fit beside {job.min_workers} workers; {has}"
     return None
 
 

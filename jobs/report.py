@@ -12,12 +12,13 @@ from typing import Any
 from jobs import report_page as html
 from jobs.dry_run import show_plan
 from jobs.report_charts import bars, parts
+from jobs.report_gains import gains_section
+from jobs.report_metrics import TITLES as FIGURE_TITLES
 from jobs.report_sections import (
     check_section,
     classifiers_section,
     evaluation_sections,
     export_section,
-    gains_section,
     import_section,
     labels_section,
     sources_section,
@@ -41,8 +42,7 @@ TITLES = {
     "unpack": "Unpacking",
 }
 FIGURES = {
-    "miou": "mIoU",
-    "pixel_accuracy": "pixel accuracy",
+    **FIGURE_TITLES,
     "miou_gain": "gain in mIoU",
     "loss": "last loss",
     "images_in": "images in",
@@ -57,6 +57,8 @@ FIGURES = {
     "workers": "workers",
     "actors": "actors",
 }
+SCORES = (*FIGURE_TITLES, "miou_gain")
+"""Of the figures those that stand in colour; the first ones."""
 USED = {
     "pssl": "labelled",
     "autolabel": "labelled",
@@ -164,7 +166,7 @@ def run_sections(folder: str, result: Mapping[str, Any]) -> list[str]:
 def figures_section(result: Mapping[str, Any]) -> str:
     """What went in, what came out, how fast."""
     figures = {shown: result[key] for key, shown in FIGURES.items() if isinstance(result.get(key), (int, float))}
-    scores = sum(key in result for key in ("miou", "pixel_accuracy", "miou_gain"))
+    scores = sum(key in result for key in SCORES)
     phases = {name: float(value) for name, value in (result.get("phases") or {}).items()}
     return html.section(
         "Figures",

@@ -85,7 +85,7 @@ def curves(series: Mapping[str, Points], *, title: str, x_label: str = "step", f
         return ""
     frame = _Frame.around([point for points in drawn.values() for point in points])
     colors = {name: color_of(place + first_color - 1) for place, name in enumerate(drawn)}
-    lines = [_line(frame, name, points, colors[name]) for name, points in drawn.items()]
+    lines = [_line(frame, name, points, colors[name], x_label=x_label) for name, points in drawn.items()]
     keys = "".join(f'<span><i class="c{colors[name]}"></i>{escape(name)}</span>' for name in drawn)
     picture = (
         f'<svg viewBox="0 0 {frame.WIDTH} {frame.HEIGHT}" role="img" aria-label="{escape(title)}">'
@@ -95,12 +95,12 @@ def curves(series: Mapping[str, Points], *, title: str, x_label: str = "step", f
     return f"<figure><figcaption>{escape(title)}</figcaption>{legend}{picture}</figure>"
 
 
-def _line(frame: _Frame, name: str, points: Points, color: int) -> str:
+def _line(frame: _Frame, name: str, points: Points, color: int, *, x_label: str) -> str:
     thin = _thin(points, most=240)
     path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in thin)
     hits = "".join(
         f'<circle class="hit" cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}" r="6">'
-        f"<title>{escape(name)}, step {number(x)}: {y:.4g}</title></circle>"
+        f"<title>{escape(name)}, {escape(x_label)} {number(x)}: {y:.4g}</title></circle>"
         for x, y in _thin(points, most=60)
     )
     return f'<polyline class="line s{color}" points="{path}"/>{hits}'

@@ -67,7 +67,9 @@ svg{max-width:100%;height:auto;display:block}svg text{fill:var(--soft);font:12px
 svg .grid{stroke:var(--line)}svg .line{fill:none;stroke-width:2;stroke-linejoin:round}svg .hit{fill:transparent}
 svg .s0{stroke:var(--c0)}svg .s1{stroke:var(--c1)}svg .s2{stroke:var(--c2)}svg .s3{stroke:var(--c3)}
 svg .s4{stroke:var(--c4)}svg .s5{stroke:var(--c5)}svg .s6{stroke:var(--c6)}
-svg .cell{stroke:var(--card)}svg .right{fill:var(--good)}svg .wrong{fill:var(--bad)}svg text.in{font-size:10.5px}
+svg .cell{stroke:var(--card)}svg .right{fill:var(--good)}svg .wrong{fill:var(--bad)}svg .share{fill:var(--c1)}
+svg .careful{fill:var(--c2)}.plot{max-width:620px;margin-bottom:10px}.plot figcaption{font-weight:600}
+svg text.in{font-size:10.5px}
 svg text.strong{fill:#fff}
 .key{display:flex;flex-wrap:wrap;gap:3px 14px;font-size:13px;color:var(--soft);margin:0 0 10px}
 .key i{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:5px;vertical-align:-1px;

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs import report_page as html
-from jobs.report_charts import Points, bars, confusion, curves, gains
+from jobs.report_charts import Points, bars, confusion, curves
+from jobs.report_metrics import boundary_section, calibration_section
 from jobs.report_pictures import class_key, evaluated, label_examples
 from jobs.training.points import read_points
 from pipelines.labels import LabelSpace
@@ -105,7 +106,7 @@ def labels_section(result: Mapping[str, Any]) -> str:
 
 
 def evaluation_sections(folder: str, result: Mapping[str, Any]) -> list[str]:
-    """Per-class figures, confusion matrix, fixed and worst pictures."""
+    """Per-class figures, boundaries, calibration, confusion matrix, fixed and worst pictures."""
     if "label_space" not in result:
         return []
     space = LabelSpace.model_validate(result["label_space"])
@@ -115,6 +116,8 @@ def evaluation_sections(folder: str, result: Mapping[str, Any]) -> list[str]:
     key = class_key(space)
     return [
         classes_section(result),
+        boundary_section(result),
+        calibration_section(result),
         confusion_section(result, space),
         html.section("Pictures", key, evaluated(folder, fixed)) if fixed else "",
         html.section("Worst images", key, evaluated(folder, worst)) if worst else "",
@@ -140,33 +143,6 @@ def confusion_section(result: Mapping[str, Any], space: LabelSpace) -> str:
         return ""
     text = "Truth in rows, prediction in columns; per cent of the pixels of each true class. Counts on hovering."
     return html.section("Confusion matrix", confusion(matrix, space.names), html.note(text))
-
-
-def gains_section(result: Mapping[str, Any]) -> str:
-    """What each class gained from one evaluation to another, the largest gain first."""
-    if result.get("verb") != "compare":
-        return ""
-    known = sorted((row for row in result["gains"] if row["gain"] is not None), key=lambda row: -row["gain"])
-    rows = [(row["class"], row["baseline"], row["evaluation"], row["gain"]) for row in known]
-    single, unknown = result.get("per_image"), [row["class"] for row in result["gains"] if row["gain"] is None]
-    text = "Classes that one of the two does not know: " + ", ".join(unknown) if unknown else ""
-    if single:
-        low, high = single["interval"]
-        text = (
-            f"Of {single['images']} images {single['better']} became better and {single['worse']} worse; the mean of "
-            f"their mIoU changed by {single['mean_gain']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}, paired "
-            f"bootstrap). {text}"
-        )
-    return html.section(
-        "Gain of every class",
-        html.table(
-            ("", "evaluation", "mIoU"),
-            [(key, result[key]["uri"], result[key]["miou"]) for key in ("baseline", "evaluation")],
-        ),
-        html.heading("Gain in IoU, points", gains({row["class"]: 100.0 * row["gain"] for row in known})),
-        html.note(text),
-        html.heading("All figures", html.table(("class", "baseline IoU", "evaluation IoU", "gain"), rows)),
-    )
 
 
 def check_section(result: Mapping[str, Any]) -> str:

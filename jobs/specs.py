@@ -6,8 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from jobs.training.plan import Metric
 from pipelines.class_lists import AnyClasses
 from pipelines.keep import KeepSpec
+from pipelines.measures import MetricsSpec
 from pipelines.pssl_spec import AnyPssl, EnsembleSpec, PsslSpec
 from pipelines.shards import ComputeSpec
 from pipelines.sources import AnySource
@@ -30,6 +32,9 @@ class TrackingSpec(Spec):
     experiment: str = "segray"
     enabled: bool = True
     """Track the job in MLflow."""
+    required: bool = True
+    """An unreachable server is an error before work starts. If false, the job begins without it; what it logs is kept
+    in a journal and sent when the server is there."""
 
 
 class Job(Spec):
@@ -116,6 +121,25 @@ class LabelledSplit(Spec):
     split: str = "train"
 
 
+class ElasticWorkers(Spec):
+    """A group that grows and shrinks with the cluster; the global batch and the order of the samples stay the same."""
+
+    min: int = Field(gt=0)
+    """Fewer workers than this wait for room."""
+    max: int = Field(gt=0)
+    """More workers than this are never started; `accumulate` belongs to this number."""
+    look_every_s: float = Field(60.0, gt=0)
+    """Seconds between looks at whether the cluster has room for more."""
+
+    @model_validator(mode="after")
+    def _check_range(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min = {self.min} is more than max = {self.max}")
+        if self.min == self.max:
+            raise ValueError(f"min and max are both {self.min}: write workers = {self.min}")
+        return self
+
+
 class TrainData(LabelledSplit):
     """One part of the training data."""
 
@@ -134,13 +158,23 @@ class TrainJob(Job):
     data: tuple[TrainData, ...] = Field(min_length=1)
     """Label sets to train on together; they must agree on the class list."""
     validate_on: LabelledSplit | None = None
-    """Evaluated once after training."""
+    """Evaluated after the training, and every `validate_every` steps beside it."""
+    validate_every: int | None = Field(None, gt=0)
+    """Steps between validations of the weights, in a Ray task of its own that takes the resources in `compute`."""
+    validate_metric: Metric = "miou"
+    """What validations are compared by."""
+    keep_best: bool = False
+    """Keep the weights of the best validation in `output`/`name`/best."""
+    patience: int | None = Field(None, gt=0)
+    """End the run after so many validations without gain."""
+    validate_timeout_s: float = Field(3600.0, gt=0)
+    """Seconds to wait, after the training, for validations that are still to be done."""
     output: str = "out/runs"
     """The run's folder is `output`/`name`."""
     init_from: str | None = None
     """A checkpoint to start from; class-dependent parameters are new when the class lists differ."""
-    workers: int = Field(1, gt=0)
-    """Ray Train workers; must divide the recipe's lanes and global batch."""
+    workers: Annotated[int, Field(gt=0)] | ElasticWorkers = 1
+    """Ray Train workers, which must divide the recipe's lanes and global batch; or a range { min, max } of them."""
     accumulate: int = Field(1, gt=0)
     """Micro-batches per step; workers * per-worker batch * accumulate = global batch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -157,16 +191,46 @@ class TrainJob(Job):
     """Compile the network with torch.compile; the first steps take minutes, a C++ compiler is needed on a CPU."""
     threads: int | None = None
     """Torch threads of each worker; default: its share of the CPUs."""
+    data_workers: int = Field(0, ge=0)
+    """Ray Data actors of one CPU each, anywhere in the cluster, that decode and augment for all workers together; 0:
+    threads of the workers do. The batches are the same bytes."""
     deterministic: bool = True
     """Deterministic algorithms, so that resume equals no interruption."""
     checkpoint_every: int = Field(500, gt=0)
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, gt=0)
+    save_timeout_s: float = Field(600.0, gt=0)
+    """Seconds after which a checkpoint that is still being written is given up; the training goes on without it."""
     log_every: int = Field(20, gt=0)
     profile_steps: tuple[int, int] | None = None
     """First and last step, counted from 1, of which a profiler's trace is written to `profile` in the run's folder."""
     max_failures: int = 3
     """Worker-group restarts before the run gives up."""
+
+    @property
+    def min_workers(self) -> int:
+        """The smallest group."""
+        return self.workers if isinstance(self.workers, int) else self.workers.min
+
+    @property
+    def look_every_s(self) -> float:
+        """Seconds between looks at the room for an elastic group; a group of one size is not looked at."""
+        return 60.0 if isinstance(self.workers, int) else self.workers.look_every_s
+
+    @property
+    def max_workers(self) -> int:
+        """The largest group."""
+        return self.workers if isinstance(self.workers, int) else self.workers.max
+
+    @model_validator(mode="after")
+    def _check_validation(self) -> Self:
+        if self.validate_every is not None and self.validate_on is None:
+            raise ValueError(f"validate_every = {self.validate_every} takes no effect without validate_on")
+        for key in ("validate_metric", "keep_best", "patience", "validate_timeout_s"):
+            value = getattr(self, key)
+            if self.validate_every is None and value != type(self).model_fields[key].default:
+                raise ValueError(f"{key} = {value!r} takes no effect without validate_every")
+        return self
 
     @model_validator(mode="after")
     def _check_profile(self) -> Self:
@@ -180,10 +244,19 @@ class TrainJob(Job):
         return self
 
     @model_validator(mode="after")
+    def _check_data_workers(self) -> Self:
+        if 0 < self.data_workers < self.max_workers:
+            raise ValueError(
+                f"data_workers = {self.data_workers}: each of {self.max_workers} workers needs one of its own; use "
+                f"{self.max_workers} or more, or 0 for threads"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_parallel(self) -> Self:
-        if self.workers == 1 and self.parallel == "fsdp":
+        if self.max_workers == 1 and self.parallel == "fsdp":
             raise ValueError("parallel = 'fsdp' takes no effect with workers = 1: there is nobody to share with")
-        if self.workers == 1 and self.reduce != "auto":
+        if self.max_workers == 1 and self.reduce != "auto":
             raise ValueError(f"reduce = {self.reduce!r} takes no effect with workers = 1: there is nothing to add up")
         if self.parallel == "fsdp" and self.reduce != "auto":
             raise ValueError(f"reduce = {self.reduce!r} takes no effect with parallel = 'fsdp'; use parallel = 'ddp'")
@@ -201,6 +274,8 @@ class EvaluateJob(Job):
     labels: str = "human"
     split: str = "test"
     predictor: PredictorSpec = PredictorSpec()
+    metrics: MetricsSpec = MetricsSpec()
+    """What is measured beside mIoU, frequency-weighted IoU and accuracies."""
     output: str = "out/evaluate"
     num_pictures: int = Field(8, ge=0)
     """Fixed pictures, the same every time for a split."""

@@ -59,10 +59,7 @@ class Run:
 
         Workers send their points without waiting for the server; those of a dead worker or server are missing there.
         """
-        points: list[Point] = []
-        for point in curve:
-            numbers = {key: value for key, value in point.items() if key not in ("step", "time_ms")}
-            points += points_of(numbers, point["step"], point.get("time_ms"))
+        points = curve_points(curve)
         if points:
             self._send("curve", points=points)
 
@@ -137,6 +134,15 @@ def points_of(metrics: Mapping[str, float], step: int, time_ms: int | None = Non
     """The numbers of one step, as an outbox sends them; without a time that of now."""
     time_ms = now_ms() if time_ms is None else time_ms
     return [[metric_key(*key.split("/")), float(value), time_ms, step] for key, value in metrics.items()]
+
+
+def curve_points(curve: Sequence[Mapping[str, Any]]) -> list[Point]:
+    """The numbers of a curve (points with `step`, `time_ms` and numbers), as an outbox sends them."""
+    points: list[Point] = []
+    for point in curve:
+        numbers = {key: value for key, value in point.items() if key not in ("step", "time_ms")}
+        points += points_of(numbers, point["step"], point.get("time_ms"))
+    return points
 
 
 def now_ms() -> int:

@@ -1,8 +1,9 @@
 """MLflow: one run per job, opened by the driver. The only file that imports mlflow.
 
 Only the client API is used: the fluent one keeps its state in threads and processes. Before work starts an unreachable
-server is an error; after that it never stops the job: what cannot be sent goes to a journal and is sent again later.
-The journal of a training curve is the curve's own file.
+server is an error, unless `tracking.required` is false or this very run was tracked there before; after that it never
+stops the job: what cannot be sent goes to a journal and is sent again later. The journal of a training curve is the
+curve's own file.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from PIL import Image
 
 from jobs.identity import identity_of, tags_of
 from jobs.journal import Entry, Journal
+from jobs.opening import Opening
 from jobs.outbox import BATCH_METRICS, BackgroundSender, Outbox, Refused, Send, first_line
-from jobs.tracked_run import DatasetRecord, Run, metric_key, points_of
+from jobs.tracked_run import DatasetRecord, Run, curve_points, metric_key, points_of
 from pipelines import storage
 
 if TYPE_CHECKING:  # a training worker that sends metrics need not load what jobs are made of
@@ -76,8 +78,11 @@ def _refuse_password(key: str, uri: str) -> None:
     raise ValueError(f"{key}: {scheme}://…@{place} holds a user name or password, which would be published; {remedy}")
 
 
-def check_tracking(job: Job, *, dry_run: bool = False) -> None:
+def check_tracking(job: Job, *, dry_run: bool = False, output: str | None = None) -> None:
     """Make sure, within seconds, that the tracking server answers. A dry run makes no database file.
+
+    Args:
+        output: where the job's run may have been noted; one that was tracked before goes on without the server.
 
     Raises:
         ValueError: it does not, or its address holds a password; the message says what to do.
@@ -86,33 +91,57 @@ def check_tracking(job: Job, *, dry_run: bool = False) -> None:
         return
     uri = tracking_uri(job)
     if job.tracking.enabled and not (dry_run and _is_missing_file(uri)):
-        _connect(uri)
+        try:
+            _connect(uri)
+        except ValueError:
+            noted = None if output is None else _read_note(storage.normalise(output))
+            if job.tracking.required and (noted is None or noted["tracking_uri"] != uri):
+                raise
 
 
-def deliver(job: Job, *, output: str, curve: Sequence[Mapping[str, Any]] = ()) -> None:
+def deliver(job: Job, *, verb: str, output: str, curve: Sequence[Mapping[str, Any]] = ()) -> None:
     """Complete the run of a job that has ended: what its server did not take, the rest of its curve, its status.
 
     Never raises for a reason on the server's side: the job is done, and the next call tries again.
 
     Args:
+        verb: what the job did.
         output: the job's folder or object-store prefix, whose `mlflow.json` names the run.
         curve: see `Run.log_curve`.
     """
-    place = storage.join(storage.normalise(output), "mlflow.json")
-    if not job.tracking.enabled or not storage.exists(place):
-        return
-    note = json.loads(storage.read_bytes(place))
-    if _is_missing_file(note["tracking_uri"]):
+    place = storage.normalise(output)
+    if not job.tracking.enabled:
         return
     try:
-        client = _connect(note["tracking_uri"])
-        run = Run(note["run_id"], note["tracking_uri"], _outbox(client, output))
+        run = _ended_run(job, verb, place)
+        if run is None:
+            return
         run.drain()
         run.log_curve(curve)
-        if client.get_run(run.run_id).info.status != "FINISHED":
+        if _client(run.tracking_uri).get_run(run.run_id).info.status != "FINISHED":
             run.close("FINISHED")
     except Exception as error:  # mlflow, sqlalchemy and requests each raise their own kinds
-        log.warning("MLflow: the run of %s may be incomplete there (%s)", output, first_line(error))
+        log.warning(
+            "MLflow: the run of %s may be incomplete there (%s); the same command completes it",
+            output,
+            first_line(error),
+        )
+
+
+def _ended_run(job: Job, verb: str, output: str) -> Run | None:
+    """The run of a job that has ended, made now if its server was never there; None where nothing was tracked."""
+    note = _read_note(output)
+    if note is None and not _journal_path(output).exists():
+        return None
+    uri = tracking_uri(job) if note is None else note["tracking_uri"]
+    if note is not None and _is_missing_file(uri):
+        return None
+    client = _connect(uri)
+    if note is not None:
+        return Run(note["run_id"], uri, _outbox(functools.partial(_apply, client), output))
+    opening = _opening(job, verb, output)
+    opening.open()
+    return Run(opening.run_id, uri, _outbox(opening, output))
 
 
 @contextlib.contextmanager
@@ -134,27 +163,43 @@ def track(
     if not job.tracking.enabled:
         yield Run("", "", None)
         return
-    run = _open_run(job, verb=verb, output=storage.normalise(output))
+    opening = _opening(job, verb, storage.normalise(output))
+    run = _open_run(job, opening, verb=verb, output=storage.normalise(output))
     for record in [dataset] if isinstance(dataset, Mapping) else dataset or ():
         run.log_dataset(record)
     try:
         yield run
     except BaseException as error:
+        opening.close()
         run.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
+    opening.close()
     run.close("FINISHED")
 
 
 class MetricSender:
     """Sends metrics from a training worker in the background; `log` never waits for the server.
 
-    Points carry their own time, so sending one twice stores it once. What cannot be sent is left to the driver, which
-    compares the curve's file with the server in the end (`Run.log_curve`).
+    Points carry their own time, so sending one twice stores it once, and a step that the server has keeps its first
+    point. What cannot be sent is left to the driver, which compares the curve's file with the server in the end
+    (`Run.log_curve`).
     """
 
-    def __init__(self, run_id: str, tracking_uri: str) -> None:
-        send = _existing(tracking_uri) if run_id else None
-        self._sender = None if send is None else BackgroundSender(run_id, send=send)
+    def __init__(self, run_id: str, tracking_uri: str, *, output: str | None = None) -> None:
+        """
+        Args:
+            run_id: empty where the driver has not reached the server yet, or nothing is tracked.
+            tracking_uri: empty where nothing is tracked.
+            output: where the driver will note the id when it has it.
+        """
+        lost = not tracking_uri or _is_missing_file(tracking_uri) or (not run_id and output is None)
+        send = _CurveSender(tracking_uri, run_id=run_id, output=output)
+        self._sender = None if lost else BackgroundSender(run_id, send=send)
+
+    def catch_up(self, curve: Sequence[Mapping[str, Any]]) -> None:
+        """Queue what an earlier process recorded: points with `step`, `time_ms` and numbers."""
+        if self._sender is not None:
+            self._sender.put_first(curve_points(curve))
 
     def log(self, metrics: Mapping[str, float], step: int, time_ms: int | None = None) -> None:
         """Queue the numbers of one step."""
@@ -217,17 +262,38 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _existing(uri: str) -> Send | None:
-    """How to send to a server; None where the database file is not on this machine (it would be made empty)."""
-    return None if _is_missing_file(uri) else functools.partial(_apply, _client(uri))
+class _CurveSender:
+    """Sends points of which the server has no step yet; it is asked once for what it has of a number."""
+
+    def __init__(self, uri: str, *, run_id: str, output: str | None) -> None:
+        self._uri, self._run_id, self._output = uri, run_id, output
+        self._there: dict[str, set[int]] = {}
+
+    def __call__(self, entry: Entry) -> None:
+        client, run_id = _client(self._uri), self._id()  # the first call loads mlflow, in the sender's thread
+        points = entry.payload["points"]
+        for key in {point[0] for point in points} - set(self._there):
+            self._there[key] = {point.step for point in client.get_metric_history(run_id, key)}
+        new = [point for point in points if point[3] not in self._there[point[0]]]
+        if new:
+            _apply(client, Entry(run_id, "metrics", {"points": new}))
+
+    def _id(self) -> str:
+        if not self._run_id:
+            note = None if self._output is None else _read_note(self._output)
+            if note is None:
+                raise ConnectionError(f"no run at {self._uri} yet")
+            self._run_id = note["run_id"]
+        return self._run_id
 
 
 def _is_missing_file(uri: str) -> bool:
+    """Whether the database file is not on this machine: it would be made empty."""
     return uri.startswith("sqlite:///") and not os.path.exists(_sqlite_file(uri))
 
 
-def _outbox(client: Any, output: str) -> Outbox:
-    return Outbox(functools.partial(_apply, client), journal=Journal(_journal_path(output)))
+def _outbox(send: Send, output: str) -> Outbox:
+    return Outbox(send, journal=Journal(_journal_path(output)))
 
 
 def _unreachable(uri: str, error: Exception) -> str:
@@ -237,18 +303,47 @@ def _unreachable(uri: str, error: Exception) -> str:
     )
 
 
-def _open_run(job: Job, *, verb: str, output: str) -> Run:
+def _opening(job: Job, verb: str, output: str) -> Opening:
+    """The run of a job, not yet opened. One of an earlier process of the same job keeps its id."""
+    uri, identity = tracking_uri(job), identity_of(job, verb)
+    noted = _own_note(output, uri, identity)
+
+    def open_run() -> str:
+        client = _connect(uri)
+        try:
+            run_id = _remembered(client, _own_note(output, uri, identity)) or _create(client, job, uri, output)
+        except Exception as error:
+            raise ValueError(_unreachable(uri, error)) from error
+        note = {"run_id": run_id, "tracking_uri": uri, "experiment": job.tracking.experiment, "identity": identity}
+        storage.write_text(_note_place(output), json.dumps(note, indent=2))
+        return run_id
+
+    def send(entry: Entry) -> None:
+        _apply(_client(uri), entry)
+
+    return Opening(open_run, send, run_id="" if noted is None else noted["run_id"])
+
+
+def _open_run(job: Job, opening: Opening, *, verb: str, output: str) -> Run:
     uri = tracking_uri(job)
-    client = _connect(uri)
-    identity = identity_of(job, verb)
+    run = Run(opening.run_id, uri, _outbox(opening, output))
     try:
-        run_id = _remembered(client, uri, output, identity) or _create(client, job, uri, output)
-    except Exception as error:
-        raise ValueError(_unreachable(uri, error)) from error
-    note = {"run_id": run_id, "tracking_uri": uri, "experiment": job.tracking.experiment, "identity": identity}
-    storage.write_text(storage.join(output, "mlflow.json"), json.dumps(note, indent=2))
-    run = Run(run_id, uri, _outbox(client, output))
-    run.drain()  # what an earlier process of this job could not send
+        opening.open()
+    except ValueError as error:
+        if job.tracking.required and not opening.run_id:
+            raise
+        log.warning("%s; the job begins without it, what it logs waits in %s", first_line(error), run.journal)
+        if not opening.run_id:
+            storage.delete(_note_place(output))  # of another job's run: workers would send to that
+
+        def then() -> None:
+            run.run_id = opening.run_id
+            run.drain()
+
+        opening.keep_trying(then)
+    else:
+        run.run_id = opening.run_id
+        run.drain()  # what an earlier process of this job could not send
     run.set_tags(tags_of(job, verb))
     settings = job.model_dump(mode="json")
     run.log_params(settings)
@@ -263,13 +358,28 @@ def _journal_path(output: str) -> Path:
     return Path(tempfile.gettempdir()) / f"segray-mlflow-{name}.jsonl"
 
 
-def _remembered(client: Any, uri: str, output: str, identity: str) -> str | None:
-    """The id of this job's own earlier run, if the server still has it; it is running again."""
-    place = storage.join(output, "mlflow.json")
+def _note_place(output: str) -> str:
+    """Where a job notes which run it is."""
+    return storage.join(output, "mlflow.json")
+
+
+def _read_note(output: str) -> dict[str, str] | None:
+    place = _note_place(output)
     if not storage.exists(place):
         return None
-    note = json.loads(storage.read_bytes(place))
-    if (note["tracking_uri"], note["identity"]) != (uri, identity):
+    note: dict[str, str] = json.loads(storage.read_bytes(place))
+    return note
+
+
+def _own_note(output: str, uri: str, identity: str) -> dict[str, str] | None:
+    """What this very job noted of its run on this server."""
+    note = _read_note(output)
+    return note if note is not None and (note["tracking_uri"], note["identity"]) == (uri, identity) else None
+
+
+def _remembered(client: Any, note: dict[str, str] | None) -> str | None:
+    """The id of this job's own earlier run, if the server still has it; it is running again."""
+    if note is None:
         return None
     from mlflow.exceptions import MlflowException
 

@@ -39,7 +39,7 @@ def write_walk_report(
         title: of the page.
     """
     last = walk.stages[f"evaluate_{best}"]
-    _, confusion, _, worst = evaluation_sections(str(output / "evaluate" / best), last)
+    *_, confusion, _, worst = evaluation_sections(str(output / "evaluate" / best), last)
     sections = [
         result_section(walk, summary, arms),
         classes_section(walk, arms),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -40,11 +40,13 @@ from pipelines.shards import (
 )
 
 CHUNK_BYTES = 16 * 1024**2  # Ray Data's own cost, some milliseconds a chunk, is a small part of making it
-MAX_CHUNK = 64  # samples
+MAX_CHUNK = 256  # samples
 CHUNKS_PER_TASK = 32  # what is made again at most when a data worker dies
 MAX_TASKS = 1024  # of a data worker; a longer run has longer ones
 UNREAD_CHUNKS = 2  # a data worker waits when so many are not yet taken from it
-LOOK_EVERY_S = 0.1
+STORE_BYTES = 3 * UNREAD_CHUNKS * CHUNK_BYTES
+"""Of the object store, that the chunks of a data worker fill at most where samples are small."""
+LOOK_EVERY_S = 0.2  # it costs a thirtieth of a core at ten times a second
 
 
 def open_batches(plan: BatchPlan, *, data_workers: int, threads: int) -> BatchStream:
@@ -52,6 +54,18 @@ def open_batches(plan: BatchPlan, *, data_workers: int, threads: int) -> BatchSt
     if data_workers:
         return RayBatches(plan, data_workers=data_workers)
     return LocalBatches(plan, num_threads=threads)
+
+
+def data_workers_each(total: int, *, lanes: int, world: int) -> int:
+    """Data workers of each of `world` training workers, of `total` together.
+
+    As many as divide a training worker's lanes, so that lanes keep their data workers; at least one, unless `total`
+    is 0.
+    """
+    if not total:
+        return 0
+    own = lanes // world
+    return max(number for number in range(1, max(1, total // world) + 1) if own % number == 0)
 
 
 @dataclass(frozen=True)
@@ -250,7 +264,7 @@ class RayBatches:
             images, labels = images.reshape(made, 3, *crop), labels.view(self._dtype).reshape(made, *crop)
         self._open[worker] = _Chunk(ids, row["error"][0].as_py(), images, labels)
 
-    def _stream(self) -> Iterator[pa.Table]:
+    def _stream(self) -> Generator[pa.Table]:
         """The chunks in order, one row each, as they come from Ray Data."""
         run = f"batches-{uuid.uuid4().hex}"
         try:

@@ -1,7 +1,7 @@
 """Evaluation: a checkpoint against a labelled split, every image once, on Ray (design, section 7).
 
-A worker counts one shard into a confusion matrix and remembers, as run-length codes, the few predictions that may end
-up in the report; the driver adds the matrices and keeps the best of those.
+A worker counts one shard and remembers, as run-length codes, the few predictions that may end
+up in the report; the driver adds the counts and keeps the best of those.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pipelines.codecs import decode_label
 from pipelines.evaluation_worker import Candidate, EvaluationWorker, ImageScore, LabelledShard, ShardScores
 from pipelines.images import decode_image
 from pipelines.labels import LabelSpace
+from pipelines.measures import Measures, MetricsSpec
 from pipelines.pictures import Picture, picture_views
 from pipelines.published import Checkpoint, check_same_classes, device_of, open_checkpoint, threads_of
-from pipelines.shards import ComputeSpec, ShardTask, run_shards
+from pipelines.shards import ComputeSpec, RunShards, ShardTask, run_shards
 from pipelines.tables import Dataset, Table
-from seg_models.metrics import ConfusionMatrix
 from seg_models.predictor import PredictorSpec
 from seg_models.spec import did_you_mean
 
@@ -59,13 +59,17 @@ class EvaluationWork:
 class EvaluationResult:
     """Metrics over the whole split, and the pictures that show them."""
 
-    miou: float
-    """Mean IoU over the classes that occur in the truth or the prediction."""
-    pixel_accuracy: float
+    figures: dict[str, float | None]
+    """miou (over the classes that occur in the truth or the prediction), fwiou, pixel_accuracy, mean_accuracy; where
+    asked for boundary_f_<width>px and ece."""
     classes: tuple[dict[str, Any], ...]
-    """One row per class: class, iou, accuracy (recall), precision, pixels, predicted_pixels."""
+    """One row per class: class, iou, accuracy (recall), precision, pixels, predicted_pixels, boundary F."""
     confusion: NDArray[np.int64]
     """(K, K) pixel counts, truth in rows."""
+    boundary: tuple[dict[str, Any], ...]
+    """One row per width of boundary F: px, f, precision, recall, published_f."""
+    calibration: dict[str, Any] | None
+    """ece, largest_error, mean_confidence, bins."""
     images_in: int
     evaluated: int
     skipped: int
@@ -78,13 +82,29 @@ class EvaluationResult:
     seconds: float
     actors: int
 
+    @property
+    def miou(self) -> float:
+        """Mean IoU over the classes that occur in the truth or the prediction."""
+        return self._counted("miou")
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of right pixels."""
+        return self._counted("pixel_accuracy")
+
+    def _counted(self, name: str) -> float:
+        value = self.figures[name]
+        assert value is not None, "an evaluation without a pixel to judge by is an error"
+        return value
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-serialisable figures, without matrix, single images and picture bytes."""
         rate = self.evaluated / self.seconds if self.seconds > 0 else 0.0
+        measured = {"boundary": list(self.boundary), "calibration": self.calibration}
         return {
-            "miou": self.miou,
-            "pixel_accuracy": self.pixel_accuracy,
+            **self.figures,
             "classes": list(self.classes),
+            **{key: value for key, value in measured.items() if value},
             "images_in": self.images_in,
             "evaluated": self.evaluated,
             "skipped": self.skipped,
@@ -134,6 +154,7 @@ def evaluate_checkpoint(
     labels: str,
     split: str,
     predictor: PredictorSpec | None = None,
+    metrics: MetricsSpec | None = None,
     compute: ComputeSpec | None = None,
     num_pictures: int = 8,
     num_worst: int = 8,
@@ -142,6 +163,7 @@ def evaluate_checkpoint(
 
     Args:
         checkpoint: folder of a published checkpoint, or of the training run that wrote it.
+        metrics: what is measured beside the confusion matrix; default: nothing.
         num_pictures: fixed pictures, the same every time: the first by SHA-256 of the id.
         num_worst: pictures of the images with the lowest IoU.
 
@@ -153,6 +175,7 @@ def evaluate_checkpoint(
     return run_evaluation(
         work,
         predictor=predictor or PredictorSpec(),
+        metrics=metrics,
         compute=compute or ComputeSpec(),
         num_pictures=num_pictures,
         num_worst=num_worst,
@@ -160,9 +183,18 @@ def evaluate_checkpoint(
 
 
 def run_evaluation(
-    work: EvaluationWork, *, predictor: PredictorSpec, compute: ComputeSpec, num_pictures: int, num_worst: int
+    work: EvaluationWork,
+    *,
+    predictor: PredictorSpec,
+    compute: ComputeSpec,
+    num_pictures: int,
+    num_worst: int,
+    metrics: MetricsSpec | None = None,
+    run: RunShards | None = None,
 ) -> EvaluationResult:
-    """Evaluate what was planned; Ray must be running.
+    """Evaluate what was planned, on the Ray that is running, or as `run` says (`run_here`: in this process).
+
+    Beside the confusion matrix `metrics` is measured.
 
     Raises:
         ShardError: a worker failed.
@@ -170,18 +202,20 @@ def run_evaluation(
         RuntimeError: an image was counted twice or not at all.
     """
     start = time.monotonic()
-    tally = _Tally(work, num_pictures=num_pictures, num_worst=num_worst)
+    metrics = metrics or MetricsSpec()
+    tally = _Tally(work, metrics, num_pictures=num_pictures, num_worst=num_worst)
     worker_args = {
         "checkpoint": work.checkpoint,
         "images_uri": work.images.uri,
         "labels_uri": work.truth.uri,
         "predictor": predictor,
+        "metrics": metrics,
         "device": device_of(compute),
         "threads": threads_of(compute),
         "num_fixed": num_pictures,
         "num_worst": num_worst,
     }
-    stats = run_shards(
+    stats = (run or run_shards)(
         EvaluationWorker,
         tasks=[ShardTask(str(shard.key), shard, shard.num_rows) for shard in work.shards],
         worker_args=worker_args,
@@ -198,6 +232,7 @@ class _Tally:
     """Adds up shards as they come in."""
 
     work: EvaluationWork
+    metrics: MetricsSpec
     num_pictures: int
     num_worst: int
     scores: list[ImageScore] = field(default_factory=list)
@@ -206,11 +241,11 @@ class _Tally:
     worst: list[Candidate] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.confusion = ConfusionMatrix(self.work.space.num_classes, self.work.space.void)
+        self.measures = Measures.of(self.work.space, self.metrics)
 
     def add(self, shard: ShardScores) -> None:
         """Add the counts of one shard."""
-        self.confusion.merge(shard.matrix(self.work.space.num_classes))
+        self.measures.merge(shard.measured)
         self.scores += shard.images
         self.reasons.update(shard.reasons)
         self.fixed = heapq.nsmallest(self.num_pictures, [*self.fixed, *shard.fixed], key=Candidate.by_hash)
@@ -223,17 +258,18 @@ class _Tally:
         if len(set(ids)) != len(ids) or seen != wanted:
             doubles = len(ids) - len(set(ids))
             raise RuntimeError(f"evaluation saw {seen} of {wanted} images, {doubles} of them twice")
-        if not self.confusion.matrix.any():
+        if not self.measures.confusion.matrix.any():
             why = "; ".join(f"{count} x {reason}" for reason, count in self.reasons.most_common(3)) or "all is void"
             raise ValueError(f"{self.work.dataset}: no pixel of split {self.work.split!r} has a known class ({why})")
 
     def result(self, *, seconds: float, actors: int) -> EvaluationResult:
         """Everything together."""
         return EvaluationResult(
-            miou=self.confusion.miou(),
-            pixel_accuracy=self.confusion.pixel_accuracy(),
-            classes=tuple(self.confusion.class_table(self.work.space.names)),
-            confusion=self.confusion.matrix,
+            figures=self.measures.figures(),
+            classes=tuple(self.measures.class_table(self.work.space)),
+            confusion=self.measures.confusion.matrix,
+            boundary=tuple(self.measures.boundary_table()),
+            calibration=self.measures.calibration_table(),
             images_in=self.work.num_images,
             evaluated=len(self.scores),
             skipped=self.reasons.total(),

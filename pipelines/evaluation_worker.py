@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipelines.codecs import decode_label, encode_label
 from pipelines.images import ImageError, decode_image
+from pipelines.measures import MeasureCounts, Measures, MetricsSpec
 from pipelines.published import Checkpoint, Device, make_predictor
 from pipelines.samples import check_same_ids
 from pipelines.schema import ShardKey
 from pipelines.tables import read_shard_file
-from seg_models.metrics import ConfusionMatrix
+from seg_models.metrics import integers
 from seg_models.predictor import PredictorSpec
 
 
@@ -36,9 +38,13 @@ class ImageScore:
     """How well one image was predicted."""
 
     id: str
-    miou: float | None
-    """Over the classes in its truth or prediction; None where all of its truth is void."""
-    pixel_accuracy: float | None
+    figures: dict[str, float | None]
+    """Each measure of this image alone; None where it is undefined, as all are where all of its truth is void."""
+
+    @property
+    def miou(self) -> float | None:
+        """Mean IoU over the classes in its truth or prediction."""
+        return self.figures["miou"]
 
 
 @dataclass(frozen=True)
@@ -62,20 +68,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ShardScores:
-    """Counts of one shard. The matrix travels as its non-zero cells: 1001 classes would be 8 MB."""
+    """Counts of one shard."""
 
-    cells: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    measured: MeasureCounts
     images: tuple[ImageScore, ...]
     reasons: dict[str, int]
     fixed: tuple[Candidate, ...]
     worst: tuple[Candidate, ...]
-
-    def matrix(self, num_classes: int) -> NDArray[np.int64]:
-        """The (K, K) confusion matrix."""
-        flat = np.zeros(num_classes * num_classes, np.int64)
-        flat[self.cells] = self.counts
-        return flat.reshape(num_classes, num_classes)
 
 
 class SkipRow(ValueError):
@@ -96,37 +95,39 @@ class EvaluationWorker:
         images_uri: str,
         labels_uri: str,
         predictor: PredictorSpec,
+        metrics: MetricsSpec,
         device: Device,
         threads: int,
         num_fixed: int,
         num_worst: int,
     ) -> None:
         self._predictor = make_predictor(checkpoint, spec=predictor, device=device, threads=threads)
-        self._space = checkpoint.label_space
+        self._space, self._metrics = checkpoint.label_space, metrics
         self._images_uri, self._labels_uri = images_uri, labels_uri
         self._num_fixed, self._num_worst = num_fixed, num_worst
 
     def __call__(self, shard: LabelledShard) -> ShardScores:
         """Evaluate a shard."""
         rows = self._read(shard)
-        total = ConfusionMatrix(self._space.num_classes, self._space.void, device=self._predictor.device)
+        total = self._nothing_measured()
         candidates: list[Candidate] = []
         reasons: Counter[str] = Counter()
         scores: list[ImageScore] = []
         for number, row in enumerate(rows):
             try:
-                prediction, counts = self._evaluate(row)
+                prediction, measures = self._evaluate(row)
             except SkipRow as error:
                 reasons[str(error)] += 1
                 continue
-            total.merge(counts)
-            scores.append(_score(row["id"], counts))
+            total.merge(measures.counts())
+            scores.append(ImageScore(row["id"], measures.figures()))
             candidates.append(Candidate(scores[-1], shard.key, number, prediction))
             candidates = self._best(candidates)
-        matrix = total.matrix.reshape(-1)
-        cells = np.flatnonzero(matrix)
         fixed, worst = self._fixed(candidates), self._worst(candidates)
-        return ShardScores(cells, matrix[cells], tuple(scores), dict(reasons), tuple(fixed), tuple(worst))
+        return ShardScores(total.counts(), tuple(scores), dict(reasons), tuple(fixed), tuple(worst))
+
+    def _nothing_measured(self) -> Measures:
+        return Measures.of(self._space, self._metrics, device=self._predictor.device)
 
     def _read(self, shard: LabelledShard) -> list[dict[str, Any]]:
         images = read_shard_file(self._images_uri, shard.image_path, columns=("id", "image", "reason")).to_pylist()
@@ -137,8 +138,8 @@ class EvaluationWorker:
             for image, label in zip(images, labels, strict=True)
         ]
 
-    def _evaluate(self, row: dict[str, Any]) -> tuple[bytes, ConfusionMatrix]:
-        """The encoded prediction of one image and its counts."""
+    def _evaluate(self, row: dict[str, Any]) -> tuple[bytes, Measures]:
+        """The encoded prediction of one image and what is measured of it."""
         for key in ("reason", "label_reason"):
             if row[key] is not None:
                 raise SkipRow(row[key])
@@ -148,10 +149,18 @@ class EvaluationWorker:
             raise SkipRow(str(error)) from error
         if image.shape[:2] != truth.shape:
             raise SkipRow("image and label differ in size")
-        label = self._predictor.predict(image).label
-        counts = ConfusionMatrix(self._space.num_classes, self._space.void, device=self._predictor.device)
-        counts.update(label, truth)
-        return encode_label(label.astype(self._space.dtype)), counts
+        label, confidence = self._predict(image)
+        measures = self._nothing_measured()
+        measures.update(label, truth, confidence=confidence)
+        return encode_label(label.cpu().numpy().astype(self._space.dtype)), measures
+
+    def _predict(self, image: NDArray[np.uint8]) -> tuple[Tensor, Tensor | None]:
+        """Label of every pixel and, where calibration is measured, its confidence; both (H, W) on the device."""
+        pixels = integers(image, self._predictor.device).permute(2, 0, 1)[None]
+        if self._metrics.calibration_bins is None:
+            return self._predictor.label_tensors(pixels)[0], None
+        found = self._predictor.predict_tensors(pixels)
+        return found.label[0], found.confidence[0]
 
     def _best(self, candidates: list[Candidate]) -> list[Candidate]:
         chosen = [*self._fixed(candidates), *self._worst(candidates)]
@@ -163,11 +172,6 @@ class EvaluationWorker:
     def _worst(self, candidates: list[Candidate]) -> list[Candidate]:
         judged = [candidate for candidate in candidates if candidate.score.miou is not None]
         return heapq.nsmallest(self._num_worst, judged, key=Candidate.by_score)
-
-
-def _score(image_id: str, counts: ConfusionMatrix) -> ImageScore:
-    miou, accuracy = counts.miou(), counts.pixel_accuracy()
-    return ImageScore(image_id, None if np.isnan(miou) else miou, None if np.isnan(accuracy) else accuracy)
 
 
 def _hash(image_id: str) -> str:

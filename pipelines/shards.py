@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import ray
 from pydantic import Field
@@ -159,6 +159,47 @@ def run_shards(
     if missing:
         raise ShardError(f"{label}: no result for {len(missing)} shards, first {missing[0]}")
     return stats
+
+
+class RunShards(Protocol):
+    """How a worker class is called with every task: on a pool of actors, or in this process."""
+
+    def __call__(
+        self,
+        worker: type,
+        *,
+        tasks: Sequence[ShardTask],
+        worker_args: dict[str, Any],
+        compute: ComputeSpec,
+        on_result: Callable[[str, Any], None],
+        label: str,
+    ) -> RunStats:
+        """See `run_shards`."""
+
+
+def run_here(
+    worker: type,
+    *,
+    tasks: Sequence[ShardTask],
+    worker_args: dict[str, Any],
+    compute: ComputeSpec,
+    on_result: Callable[[str, Any], None],
+    label: str,
+) -> RunStats:
+    """Like `run_shards`, but in this process, one task after the other, and without a word. Needs no Ray.
+
+    Raises:
+        ShardError: the worker raised; the message names the task and the cause.
+    """
+    start = time.monotonic()
+    built = worker(**worker_args)
+    for task in tasks:
+        try:
+            result = built(task.payload)
+        except Exception as error:
+            raise ShardError(f"{label}: shard {task.key}: {_text(error)}") from error
+        on_result(task.key, result)
+    return RunStats(tasks=len(tasks), seconds=time.monotonic() - start, actors=1)
 
 
 def num_actors(compute: ComputeSpec, *, num_tasks: int) -> int:

@@ -86,21 +86,59 @@ def save_model(
     Returns:
         The content of model.json.
     """
+    return save_weights(
+        directory,
+        weights=model.state_dict(),
+        num_classes=model.num_classes,
+        num_params=sum(value.numel() for value in model.parameters()),
+        spec=spec,
+        label_space=label_space,
+        recipe=recipe,
+        provenance=provenance,
+    )
+
+
+def save_weights(
+    directory: Path,
+    *,
+    weights: Mapping[str, Tensor],
+    num_classes: int,
+    num_params: int,
+    spec: ModelSpec,
+    label_space: Mapping[str, Any],
+    recipe: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write a model of which only the tensors are at hand; else like `save_model`.
+
+    Args:
+        directory: made if missing; an older model in it is replaced.
+        weights: its state dict, on any device.
+        num_classes: K.
+        num_params: numbers in its parameters, without buffers.
+        spec: what it was built from.
+        label_space: the class list, JSON-serialisable.
+        recipe: how it was trained.
+        provenance: data, steps, versions: whatever says where it came from.
+
+    Returns:
+        The content of model.json.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    weights = directory / WEIGHTS_FILE
-    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    _replace(weights, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    file = directory / WEIGHTS_FILE
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    _replace(file, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     info = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "spec": spec.model_dump(mode="json"),
-        "num_classes": model.num_classes,
+        "num_classes": num_classes,
         "label_space": dict(label_space),
         "recipe": None if recipe is None else dict(recipe),
         "provenance": dict(provenance or {}),
-        "params": sum(value.numel() for value in model.parameters()),
+        "params": num_params,
         "weights": WEIGHTS_FILE,
-        "sha256": _sha256(weights),
+        "sha256": _sha256(file),
     }
     text = json.dumps(info, indent=2, ensure_ascii=False) + "\n"
     _replace(directory / MODEL_FILE, lambda path: path.write_text(text, encoding="utf-8"))

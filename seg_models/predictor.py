@@ -1,31 +1,41 @@
 """A model and its settings of inference -> full-size label maps.
 
-The scores of every pass stay at the size of the cells; they are enlarged straight to the pixels of the original
-image, turned into probabilities, averaged and arg-maxed strip by strip.
+Whole images, sliding windows, several scales, mirror images and chained scales (HMSA) are all looks (`looks.py`); what
+the network says about them stays at the size of the cells and is enlarged, averaged and arg-maxed tile by tile
+(`seen_view.py`). How many windows go through the network together follows from a stated limit of memory
+(`prediction_memory.py`).
 
-Shapes: K classes, H W pixels of the original image, h w cells of a pass, r rows of a strip.
+Shapes: N images, K classes, H W pixels of the original images, r c pixels of a tile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Self
+from functools import partial
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
+from seg_models.looks import View, make_view
 from seg_models.outputs import SegModel, WeighsScales
-from seg_models.parts.layers import IMAGENET_MEAN
-from seg_models.parts.resample import bilinear_matrix, near_inputs, resample, rows_per_strip, strips
+from seg_models.parts.largest import largest
+from seg_models.parts.resample import strips
+from seg_models.prediction_memory import PredictionMemory
+from seg_models.seen_view import SeenView
 from seg_models.spec import Spec
 
-PAD_COLOR = tuple(round(255 * value) for value in IMAGENET_MEAN)
-"""Fills images up to a multiple of the output stride."""
+CPU_TILE_ELEMENTS = 1 << 18
+"""Largest K·r·c of a tile on a CPU: stays in the cache of a core."""
+DEVICE_TILE_ELEMENTS = 1 << 24
+"""The same on an accelerator: enough work for all of it."""
+CPU_TILE_COLUMNS, DEVICE_TILE_COLUMNS = 256, 1024
+"""Largest c of a tile: enlarging by a matrix costs c times the cells near c pixels."""
+
+Average = Literal["window_logits", "logits", "probabilities"]
 
 
 class PredictorSpec(Spec):
@@ -42,9 +52,15 @@ class PredictorSpec(Spec):
     hierarchical: bool = False
     """Let the model weigh the scales against each other instead of averaging over them (hmsa); 1 must be among them."""
     window: tuple[int, int] | None = None
-    """Slide a window of this height and width instead of looking at the whole image."""
-    overlap: float = Field(1 / 3, ge=0, lt=1)
-    """Share of the window that neighbouring windows have in common."""
+    """Slide a window of this height and width, filled up to whole cells, instead of looking at the whole image."""
+    stride: tuple[int, int] | None = None
+    """Pixels from one window to the next, down and along; default: two thirds of the window."""
+    average: Average = "window_logits"
+    """What is averaged at every pixel. window_logits: logits over windows, then probabilities over scales and mirror
+    images (mmsegmentation). logits: logits over all (HMSA's released code). probabilities: probabilities over all."""
+    memory_gb: float | None = Field(None, gt=0)
+    """Most memory, in 10⁹ bytes and beside the weights, that predicting an image may take; as many windows go through
+    the network together as it allows. Default: no limit, one window at a time."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -54,35 +70,44 @@ class PredictorSpec(Spec):
             raise ValueError(f"scales must be positive, found {self.scales}")
         if self.hierarchical and 1.0 not in self.scales:
             raise ValueError(f"hierarchical = true needs 1.0 among the scales, found {self.scales}")
-        for name in ("size", "window"):
+        for name in ("size", "window", "stride"):
             sides = getattr(self, name)
             if sides is not None and min(sides) <= 0:
                 raise ValueError(f"{name} must be positive, found {sides}")
+        self._check_windows()
         return self
 
+    def _check_windows(self) -> None:
+        if self.stride is not None and self.window is None:
+            raise ValueError("stride takes no effect without `window`")
+        pairs = zip(self.stride or (), self.window or (), strict=False)
+        if any(step > side for step, side in pairs):
+            raise ValueError(f"stride {self.stride} leaves pixels out between windows of {self.window}")
+        if self.average != "window_logits" and self.window is None and len(self.view_scales) == 1 and not self.flip:
+            raise ValueError(f"average = {self.average!r} takes no effect without `window`, `flip` or several scales")
 
-@dataclass(frozen=True)
-class Prediction:
+    @property
+    def view_scales(self) -> tuple[float, ...]:
+        """The scales that are averaged; the model itself takes care of those that are weighed."""
+        return (1.0,) if self.hierarchical else self.scales
+
+
+class Prediction(NamedTuple):
     """What a model says about an image."""
 
     label: NDArray[np.uint16]
     """(H, W) class indices."""
     confidence: NDArray[np.float32]
-    """(H, W) probability of that class, averaged over the passes, 0..1."""
+    """(H, W) probability of that class, 0..1."""
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """Scores of one look at the image, and how its cells map to the original pixels."""
+class TensorPrediction(NamedTuple):
+    """What a model says about images, on its device."""
 
-    cells: Tensor
-    """(K, h, w)"""
-    row_ratio: float
-    """Cells per original pixel, downwards."""
-    rows: Tensor
-    """(H, h) interpolation of the rows."""
-    columns: Tensor
-    """(W, w) interpolation of the columns."""
+    label: Tensor
+    """(N, H, W) class indices, uint8 where there are at most 256 classes, else int32."""
+    confidence: Tensor
+    """(N, H, W) float32 probability of that class, 0..1."""
 
 
 class Predictor:
@@ -90,9 +115,9 @@ class Predictor:
 
     Args:
         model: put in eval mode and on `device`.
-        spec: size, scales, mirroring and window.
+        spec: size, scales, mirroring, window and memory.
         device: where to compute.
-        max_elements: largest K·r·W of a strip; default by device.
+        max_elements: largest K·r·c of a tile; default by device.
         mirrored: what each class index is in a mirrored image (left arm, right arm); default: itself.
 
     Raises:
@@ -116,46 +141,131 @@ class Predictor:
                 "or put the model inside an hmsa"
             )
         self.device = torch.device(device)
-        self.max_elements = max_elements
+        self._tile = _tile(model.num_classes, device=self.device, max_elements=max_elements)
         self.mirrored = tuple(range(model.num_classes) if mirrored is None else mirrored)
         if sorted(self.mirrored) != list(range(model.num_classes)):
             raise ValueError(f"mirrored {self.mirrored} does not name each of the {model.num_classes} classes once")
+        self._memory: PredictionMemory | None = None
+        if self.spec.memory_gb is not None:
+            forward = partial(_scores, spec=self.spec)
+            limit_gb = self.spec.memory_gb
+            self._memory = PredictionMemory(self.model, forward, device=self.device, limit_gb=limit_gb)
 
-    @torch.inference_mode()
     def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        """Label every pixel of an RGB image (H, W, 3).
+        """Label every pixel of an RGB image (H, W, 3), and say how sure that is.
 
         Raises:
-            ValueError: not a uint8 RGB image.
+            ValueError: not a uint8 RGB image, or `memory_gb` is too small for it.
         """
+        found = self.predict_tensors(self._one(image))
+        return Prediction(_as_label(found.label), found.confidence[0].cpu().numpy())
+
+    def label(self, image: NDArray[np.uint8]) -> NDArray[np.uint16]:
+        """The labels of `predict` alone, (H, W), in less time.
+
+        Raises:
+            ValueError: not a uint8 RGB image, or `memory_gb` is too small for it.
+        """
+        return _as_label(self.label_tensors(self._one(image)))
+
+    @torch.inference_mode()
+    def predict_tensors(self, images: Tensor) -> TensorPrediction:
+        """Label every pixel of images (N, 3, H, W) of the device, uint8 or float in 0..255.
+
+        Without `memory_gb` all N images go through the network together (a window of each).
+
+        Raises:
+            ValueError: other shapes, or `memory_gb` is too small.
+        """
+        label = self._empty_label(images)
+        confidence = torch.empty(label.shape, device=self.device)
+        for place, scores, are_logits in self._tiles(images):
+            most, label[place] = largest(scores)
+            confidence[place] = 1 / (scores - most).exp_().sum(dim=0) if are_logits else most
+        return TensorPrediction(label, confidence)
+
+    @torch.inference_mode()
+    def label_tensors(self, images: Tensor) -> Tensor:
+        """The labels of `predict_tensors` alone, (N, H, W), in less time.
+
+        Raises:
+            ValueError: other shapes, or `memory_gb` is too small.
+        """
+        label = self._empty_label(images)
+        for place, scores, _ in self._tiles(images):
+            _, label[place] = largest(scores)
+        return label
+
+    @torch.inference_mode()
+    def probability_tensors(self, images: Tensor) -> Tensor:
+        """Probabilities of all classes at every pixel, (N, K, H, W): K times the memory of the confidence.
+
+        Raises:
+            ValueError: other shapes, or `memory_gb` is too small, which this result is not counted in.
+        """
+        shape = self._empty_label(images).shape
+        found = torch.empty(shape[0], self.model.num_classes, *shape[1:], device=self.device)
+        for (number, rows, columns), scores, are_logits in self._tiles(images):
+            found[number, :, rows, columns] = torch.softmax(scores, dim=0) if are_logits else scores
+        return found
+
+    def _one(self, image: NDArray[np.uint8]) -> Tensor:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"image must be uint8 (H, W, 3), found {image.dtype} {image.shape}")
-        pixels = torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1)[None].float()
-        height, width = image.shape[:2]
-        scales = (1.0,) if self.spec.hierarchical else self.spec.scales  # else the model takes care of them
-        passes = [one for scale in scales for one in self._passes(pixels, scale)]
-        label = torch.empty(height, width, dtype=torch.int32, device=self.device)
-        confidence = torch.empty(height, width, device=self.device)
-        limit, num_classes = self.max_elements, self.model.num_classes
-        num_rows = rows_per_strip(num_classes, width, device=self.device, max_elements=limit)
-        for strip in strips(height, rows=num_rows):
-            confidence[strip], label[strip] = _strip_maximum(passes, strip)
-        return Prediction(label=label.cpu().numpy().astype(np.uint16), confidence=confidence.cpu().numpy())
+        return torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1)[None]
 
-    def _passes(self, pixels: Tensor, scale: float) -> Iterator[_Pass]:
-        """One look at the image at a scale, and one at its mirror image."""
-        height, width = pixels.shape[-2:]
-        resized = _resize(pixels, self._size(height, width, scale))
-        for mirrored in (False, True) if self.spec.flip else (False,):
-            padded = self._pad(resized.flip(-1) if mirrored else resized)
-            cells = self._look(padded) if self.spec.window is None else self._slide(padded)
-            cells = cells[list(self.mirrored)] if mirrored else cells
-            row_ratio, column_ratio = (
-                resized.shape[axis] / pixels.shape[axis] * cells.shape[axis] / padded.shape[axis] for axis in (-2, -1)
+    def _empty_label(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3 or images.numel() == 0:
+            raise ValueError(f"images must be (N, 3, H, W), found {tuple(images.shape)}")
+        shape = (images.shape[0], *images.shape[2:])
+        return torch.empty(shape, dtype=_label_dtype(self.model.num_classes), device=self.device)
+
+    def _tiles(self, images: Tensor) -> Iterator[tuple[tuple[int, slice, slice], Tensor, bool]]:
+        """Place (image, rows, columns), mean scores (K, r, c) of each tile, and whether they are logits."""
+        images = images.to(self.device) if images.dtype == torch.uint8 else images.to(self.device).float()
+        height, width = images.shape[-2:]
+        views = self._views(height, width)
+        seen = self._seen(images, views)
+        of_probabilities = self._softmax_windows(views) or self._softmax_views(views)
+        for rows in strips(height, rows=self._tile[0]):
+            for one in seen:
+                one.reach(rows)
+            for number in range(len(images)):
+                for columns in strips(width, rows=self._tile[1]):
+                    place = (number, rows, columns)
+                    yield place, self._mean(seen, place, softmax=self._softmax_views(views)), not of_probabilities
+
+    def _mean(self, seen: Sequence[SeenView], place: tuple[int, slice, slice], *, softmax: bool) -> Tensor:
+        """Mean over the views at a tile: (K, r, c)."""
+        with torch.autocast(self.device.type, enabled=False):
+            total: Tensor | None = None
+            for one in seen:
+                scores = one.scores(*place)
+                scores = torch.softmax(scores, dim=0) if softmax else scores
+                total = scores if total is None else total.add_(scores)
+        assert total is not None
+        return total.div_(len(seen)) if len(seen) > 1 else total
+
+    def _softmax_windows(self, views: Sequence[View]) -> bool:
+        """Whether the scores of single windows are made probabilities; those of a single look need not be."""
+        return self.spec.average == "probabilities" and len(views) * views[0].num_looks > 1
+
+    def _softmax_views(self, views: Sequence[View]) -> bool:
+        return self.spec.average == "window_logits" and len(views) > 1
+
+    def _views(self, height: int, width: int) -> list[View]:
+        return [
+            make_view(
+                (height, width),
+                resized=self._size(height, width, scale),
+                window=self.spec.window,
+                stride=self.spec.stride,
+                cell=self.model.output_stride,
+                mirrored=mirrored,
             )
-            rows = bilinear_matrix(cells.shape[-2], height, ratio=row_ratio, device=self.device)
-            columns = bilinear_matrix(cells.shape[-1], width, ratio=column_ratio, device=self.device)
-            yield _Pass(cells, row_ratio, rows=rows, columns=columns.flip(0) if mirrored else columns)
+            for scale in self.spec.view_scales
+            for mirrored in ((False, True) if self.spec.flip else (False,))
+        ]
 
     def _size(self, height: int, width: int, scale: float) -> tuple[int, int]:
         if self.spec.size is not None:
@@ -164,69 +274,44 @@ class Predictor:
             scale *= self.spec.short_side / min(height, width)
         return max(1, round(height * scale)), max(1, round(width * scale))
 
-    def _window(self) -> tuple[int, int]:
-        """Height and width of the window in whole cells, in pixels; nothing if there is none."""
-        height, width = self.spec.window or (0, 0)
-        return _round_up(height, self.model.output_stride), _round_up(width, self.model.output_stride)
-
-    def _pad(self, image: Tensor) -> Tensor:
-        """Fill up at the bottom and right to whole cells and at least one window."""
-        sides = (_round_up(side, self.model.output_stride) for side in image.shape[-2:])
-        height, width = (max(side, least) for side, least in zip(sides, self._window(), strict=True))
-        padded = image.new_tensor(PAD_COLOR).view(1, 3, 1, 1).repeat(1, 1, height, width)
-        padded[..., : image.shape[-2], : image.shape[-1]] = image
-        return padded
-
-    def _slide(self, image: Tensor) -> Tensor:
-        """Average the scores (K, h, w) of overlapping windows, which begin at whole cells."""
-        stride = self.model.output_stride
-        height, width = (side // stride for side in image.shape[-2:])
-        window_height, window_width = (side // stride for side in self._window())
-        total = torch.zeros(self.model.num_classes, height, width, device=self.device)
-        count = torch.zeros(height, width, device=self.device)
-        for top in _starts(height, window_height, self.spec.overlap):
-            for left in _starts(width, window_width, self.spec.overlap):
-                rows, columns = slice(top, top + window_height), slice(left, left + window_width)
-                part = image[..., top * stride : rows.stop * stride, left * stride : columns.stop * stride]
-                total[:, rows, columns] += self._look(part)
-                count[rows, columns] += 1
-        return total / count
-
-    def _look(self, image: Tensor) -> Tensor:
-        image = image.contiguous(memory_format=torch.channels_last)
-        if self.spec.hierarchical and isinstance(self.model, WeighsScales):
-            return self.model.predict_scales(image, scales=self.spec.scales)[0].float()
-        logits: Tensor = self.model(image).logits
-        return logits[0].float()
+    def _seen(self, images: Tensor, views: Sequence[View]) -> list[SeenView]:
+        num_looks = len(images)
+        if self._memory is not None:
+            num_looks = self._memory.looks_per_pass(images, views, tile=self._tile)
+        return [
+            SeenView(
+                images,
+                view,
+                network=partial(_scores, self.model, spec=self.spec),
+                num_looks=num_looks,
+                order=self.mirrored,
+                of_probabilities=self._softmax_windows(views),
+            )
+            for view in views
+        ]
 
 
-def _strip_maximum(passes: list[_Pass], strip: slice) -> tuple[Tensor, Tensor]:
-    """Largest mean probability (r, W) and its class (r, W) in a strip of the original image."""
-    total: Tensor | None = None
-    for one in passes:
-        near = near_inputs(strip, num_in=one.cells.shape[-2], ratio=one.row_ratio)
-        scores = resample(one.cells[:, near], rows=one.rows[strip, near], columns=one.columns)
-        probabilities = torch.softmax(scores, dim=0)
-        total = probabilities if total is None else total.add_(probabilities)
-    assert total is not None
-    largest, label = (total / len(passes)).max(dim=0)
-    return largest, label.int()
+def _scores(model: nn.Module, looks: Tensor, *, spec: PredictorSpec) -> Tensor:
+    """Scores (n, K, h, w) of looks (n, 3, height, width)."""
+    if spec.hierarchical:
+        assert isinstance(model, WeighsScales)
+        return model.predict_scales(looks, scales=spec.scales)
+    scores: Tensor = model(looks).logits
+    return scores
 
 
-def _resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(image.shape[-2:]) == size:
-        return image
-    return functional.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
+def _tile(num_classes: int, *, device: torch.device, max_elements: int | None) -> tuple[int, int]:
+    """Largest rows and columns of a tile."""
+    on_cpu = device.type == "cpu"
+    elements = max_elements or (CPU_TILE_ELEMENTS if on_cpu else DEVICE_TILE_ELEMENTS)
+    pixels = max(1, elements // num_classes)
+    columns = min(CPU_TILE_COLUMNS if on_cpu else DEVICE_TILE_COLUMNS, pixels)
+    return pixels // columns, columns
 
 
-def _round_up(side: int, multiple: int) -> int:
-    return -(-side // multiple) * multiple
+def _label_dtype(num_classes: int) -> torch.dtype:
+    return torch.uint8 if num_classes <= 256 else torch.int32
 
 
-def _starts(length: int, window: int, overlap: float) -> list[int]:
-    """First cells of windows that cover `length` evenly with at least the wanted overlap."""
-    if length <= window:
-        return [0]
-    step = max(1, round(window * (1 - overlap)))
-    num_windows = -(-(length - window) // step) + 1
-    return [round(i * (length - window) / (num_windows - 1)) for i in range(num_windows)]
+def _as_label(label: Tensor) -> NDArray[np.uint16]:
+    return label[0].cpu().numpy().astype(np.uint16)

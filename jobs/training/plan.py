@@ -17,13 +17,28 @@ from pipelines.sampling import epoch_samples, make_order
 from seg_models.checkpoints import MODEL_FILE
 from seg_models.recipes.recipe import Recipe
 
+Metric = Literal["miou", "pixel_accuracy"]
+"""What validations are compared by; more is better."""
+
 
 @dataclass(frozen=True)
 class Tracking:
     """The MLflow run that the points go to."""
 
     run_id: str
+    """Empty where the driver has not reached the server yet; it notes the id in the run's folder when it has."""
     uri: str
+
+
+@dataclass(frozen=True)
+class ValidationPlan:
+    """Validations beside the training."""
+
+    every: int
+    """Steps between them."""
+    metric: Metric = "miou"
+    patience: int | None = None
+    """Validations without gain after which the run ends."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +62,18 @@ class TrainPlan:
     data_threads: int = 2
     """Threads of a worker that decode and augment, where it has no data workers."""
     data_workers: int = 0
-    """Data workers of a worker: actors of Ray Data that decode and augment for it."""
+    """Actors of Ray Data that decode and augment, of all workers together; 0: threads of the workers do."""
     deterministic: bool = True
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
     log_every: int = 20
     profile_steps: tuple[int, int] | None = None
     tracking: Tracking | None = None
+    save_timeout_s: float = 600.0
+    """Seconds after which a checkpoint that is still being written is given up."""
+    max_workers: int = 1
+    """The largest size of the group; `accumulate` belongs to it."""
+    validation: ValidationPlan | None = None
 
     @property
     def label_space(self) -> LabelSpace:
@@ -74,6 +94,39 @@ class Worker:
     rank: int
     world: int
     device: torch.device
+
+
+def usable_sizes(smallest: int, largest: int, *, recipe: Recipe, accumulate: int) -> tuple[int, ...]:
+    """The numbers of workers in a range that divide lanes and global batch (with accumulation), in order.
+
+    Raises:
+        ValueError: none does, or the accumulation steps do not divide the global batch.
+    """
+    found: list[int] = []
+    for workers in range(largest, smallest - 1, -1):
+        size = usable_workers(workers, recipe=recipe, accumulate=accumulate)
+        if size == workers:
+            found.append(size)
+    if not found:
+        below = usable_workers(largest, recipe=recipe, accumulate=accumulate)
+        raise ValueError(
+            f"workers.min = {smallest}: no number of workers from {smallest} to {largest} divides {recipe.lanes} lanes "
+            f"and a global batch of {recipe.global_batch} with accumulate = {accumulate}; the next below is {below}"
+        )
+    return tuple(reversed(found))
+
+
+def passes_of(plan: TrainPlan, worker: Worker) -> int:
+    """Micro-batches of a step. A smaller group on GPUs takes more, so that none needs more memory than in the largest.
+
+    On CPUs their number stays the same, and batch norm sees the same images whatever the size of the group.
+    """
+    batch = plan.recipe.global_batch
+    if worker.device.type != "cuda" or worker.world >= plan.max_workers:
+        return plan.accumulate
+    largest = batch // (plan.accumulate * plan.max_workers)
+    sizes = (size for size in range(largest, 0, -1) if batch % (size * worker.world) == 0)
+    return batch // (next(sizes) * worker.world)
 
 
 def sample_order(recipe: Recipe, index: SampleIndex) -> SampleOrder:

@@ -173,6 +173,6 @@ def _no_sync(network: nn.Module) -> Any:
 
 
 def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    if device.type != "cuda":
+    if device.type != "cuda" or tensor.is_cuda:
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)

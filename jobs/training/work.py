@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from jobs.specs import LabelledSplit, TrainJob
 from jobs.tracked_run import Run
+from jobs.training.checkpoints import checkpoint_steps
 from jobs.training.model import local_weights
-from jobs.training.plan import Tracking, TrainPlan, class_weights, run_identity, sample_order, usable_workers
-from jobs.training.resources import Allocation, allocate, this_machine
-from jobs.training.resume import check_identity, check_same_run, checkpoint_steps
+from jobs.training.plan import (
+    Tracking,
+    TrainPlan,
+    ValidationPlan,
+    class_weights,
+    run_identity,
+    sample_order,
+    usable_sizes,
+    usable_workers,
+)
+from jobs.training.resources import Allocation, Node, allocate, allocate_elastic, this_machine
+from jobs.training.resume import check_identity, check_same_run
 from jobs.training.sampling_table import check_sampling, planned_table, sampling_table
 from pipelines import storage
 from pipelines.centroids import complete_index, known_index
@@ -29,8 +40,28 @@ class TrainWork:
     run: str
     index: SampleIndex
     identity: dict[str, Any]
-    workers: int
-    """Workers that divide lanes and global batch."""
+    sizes: tuple[int, ...]
+    """Numbers of workers that divide lanes and global batch, in order: one, or those of an elastic group."""
+
+    @property
+    def workers(self) -> int:
+        """The largest number of workers that train."""
+        return self.sizes[-1]
+
+    def allocate(self, nodes: Sequence[Node]) -> Allocation:
+        """What the workers take of these machines.
+
+        Raises:
+            ValueError: it does not fit.
+        """
+        job = self.job
+        if len(self.sizes) > 1:
+            return allocate_elastic(
+                nodes, sizes=self.sizes, device=job.device, threads=job.threads, data_workers=job.data_workers
+            )
+        return allocate(
+            nodes, workers=self.workers, device=job.device, threads=job.threads, data_workers=job.data_workers
+        )
 
 
 def check_job(job: TrainJob) -> TrainWork:
@@ -48,15 +79,32 @@ def check_job(job: TrainJob) -> TrainWork:
         if summary.num_missing_shards:
             print(f"{summary.part}: {summary.num_missing_shards} shards have no labels yet and are left out")
     _check_validation(job, index)
+    identity = run_identity(job.recipe, index, init_from=job.init_from)
+    return TrainWork(job, run_uri, index, identity, _sizes(job))
+
+
+def _sizes(job: TrainJob) -> tuple[int, ...]:
+    """The numbers of workers that may train; says which of those asked for may not."""
+    if not isinstance(job.workers, int):
+        sizes = usable_sizes(job.workers.min, job.workers.max, recipe=job.recipe, accumulate=job.accumulate)
+        left_out = sorted(set(range(job.workers.min, job.workers.max + 1)) - set(sizes))
+        if left_out:
+            print(f"{_shape(job)}: groups of {_listed(sizes)} workers train, never {_listed(left_out)}")
+        return sizes
     workers = usable_workers(job.workers, recipe=job.recipe, accumulate=job.accumulate)
     if workers < job.workers:
-        print(
-            f"workers = {job.workers} does not divide {job.recipe.lanes} lanes and a global batch of "
-            f"{job.recipe.global_batch} with accumulate = {job.accumulate}: "
-            f"{workers} train, {job.workers - workers} idle"
-        )
-    identity = run_identity(job.recipe, index, init_from=job.init_from)
-    return TrainWork(job, run_uri, index, identity, workers)
+        print(f"workers = {job.workers} does not divide {_shape(job)}: {workers} train, {job.workers - workers} idle")
+    return (workers,)
+
+
+def _shape(job: TrainJob) -> str:
+    return (
+        f"{job.recipe.lanes} lanes and a global batch of {job.recipe.global_batch} with accumulate = {job.accumulate}"
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def find_first_weights(work: TrainWork, *, fetch: bool) -> None:
@@ -139,13 +187,23 @@ def make_plan(work: TrainWork, allocation: Allocation, tracked: Run) -> TrainPla
         reduce=job.reduce,
         threads=allocation.threads,
         data_threads=allocation.data_threads,
+        data_workers=allocation.data_workers,
         deterministic=job.deterministic,
         checkpoint_every=job.checkpoint_every,
         keep_checkpoints=job.keep_checkpoints,
         log_every=job.log_every,
         profile_steps=job.profile_steps,
-        tracking=Tracking(tracked.run_id, tracked.tracking_uri) if tracked.run_id else None,
+        tracking=Tracking(tracked.run_id, tracked.tracking_uri) if tracked.tracking_uri else None,
+        save_timeout_s=job.save_timeout_s,
+        max_workers=work.workers,
+        validation=_validation_plan(job),
     )
+
+
+def _validation_plan(job: TrainJob) -> ValidationPlan | None:
+    if job.validate_every is None:
+        return None
+    return ValidationPlan(job.validate_every, metric=job.validate_metric, patience=job.patience)
 
 
 def plan_table(work: TrainWork) -> dict[str, Any]:
@@ -171,7 +229,7 @@ def plan_table(work: TrainWork) -> dict[str, Any]:
         "gmac_per_image": round(info.gmac, 3),
         "checkpoint_mb": round(checkpoint_bytes(work, info.params) / 1e6, 1),
         "kept_checkpoints": work.job.keep_checkpoints,
-        "workers": work.workers,
+        "workers": work.workers if len(work.sizes) == 1 else list(work.sizes),
         "images_per_worker_and_pass": recipe.global_batch // (work.workers * work.job.accumulate),
         "resources": resources_text(work),
     }
@@ -191,10 +249,10 @@ def parts_table(work: TrainWork) -> list[dict[str, Any]]:
 
 
 def checkpoint_bytes(work: TrainWork, params: int) -> int:
-    """Size of a checkpoint: weights, and one (SGD) or two (AdamW) float32 values per weight of the optimizer."""
+    """Size of a checkpoint: weights, averaged ones, and one (SGD) or two (AdamW) float32 values a weight."""
     optimizer = work.job.recipe.optimizer
     copies = 3 if optimizer.kind == "adamw" else 1 + (optimizer.momentum > 0)
-    return 4 * params * copies
+    return 4 * params * (copies + (work.job.recipe.ema is not None))
 
 
 def resources_text(work: TrainWork) -> str:
@@ -206,4 +264,4 @@ def resources_text(work: TrainWork) -> str:
     cluster = work.job.compute.cluster
     if cluster is not None:
         return f"of the cluster at {cluster}, checked when the job starts"
-    return allocate(this_machine(), workers=work.workers, device=work.job.device, threads=work.job.threads).text()
+    return work.allocate(this_machine()).text()

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import pickle
-import tempfile
-from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray._private.state import state as ray_state
 
 from jobs.training.loop import train
+from jobs.training.notice import NOTICES, Stop
 from jobs.training.plan import TrainPlan, Worker
+from jobs.training.publish import MODEL_FOLDER, copy_weights, publish
 from pipelines import storage
-from seg_models import __version__
-from seg_models.checkpoints import MODEL_FILE, WEIGHTS_FILE, save_model
-from seg_models.outputs import SegModel
 
 
 def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Train as one worker of the group and, as rank 0, publish the model; returns the figures of the run.
+
+    After a notice the workers end in order, and the figures say so: the driver starts another group.
 
     Ray would start the group again after an error of the user, which helps nobody: such an error is noted under the
     attempt's name, and a restarted group only hands it back.
@@ -33,15 +34,17 @@ def run_worker(settings: dict[str, Any]) -> dict[str, Any]:
         return {"failure": failure}
     worker = _this_worker(settings["device"])
     try:
-        model, figures = train(plan, worker)
-        if worker.rank == 0:
-            publish_model(plan, model, figures)
+        model, figures = train(plan, worker, notices=NOTICES, checks=(_node_is_taken_away,))
+        if worker.rank == 0 and figures["stop"] in (Stop.NONE.name, Stop.NO_GAIN.name):
+            publish(plan, copy_weights(model, step=figures["steps"]), folder=MODEL_FOLDER, workers=figures["workers"])
         return figures
     except torch.OutOfMemoryError as error:
         text = f"the GPU is out of memory ({str(error).splitlines()[0]}); raise `accumulate` or `workers`"
         note_failure(plan.run, attempt, text)
         raise ValueError(text) from error
     except ValueError as error:
+        if worker.world > 1 and not torch.distributed.is_initialized():
+            raise  # the group is being taken apart, and the process group went first
         note_failure(plan.run, attempt, str(error))
         if worker.world == 1:  # nobody waits for it, and Ray would print the traceback of what one line says
             return {"failure": str(error)}
@@ -54,27 +57,11 @@ def _this_worker(device: str) -> Worker:
     return Worker(rank=context.get_world_rank(), world=context.get_world_size(), device=place)
 
 
-def publish_model(plan: TrainPlan, model: SegModel, figures: dict[str, Any]) -> None:
-    """Write the trained network to `<run>/model/`, model.json last."""
-    provenance = {
-        "run": plan.run,
-        "step": plan.recipe.steps,
-        "workers": figures["workers"],
-        "data": [{**summary.part.model_dump(), "sha256": summary.fingerprint} for summary in plan.index.parts],
-        "init_from": plan.init_from,
-        "versions": {"segray": __version__, "torch": torch.__version__},
-    }
-    with tempfile.TemporaryDirectory() as scratch:
-        save_model(
-            Path(scratch),
-            model=model,
-            spec=plan.recipe.model,
-            label_space=plan.label_space.model_dump(mode="json"),
-            recipe=plan.recipe.model_dump(mode="json"),
-            provenance=provenance,
-        )
-        for name in (WEIGHTS_FILE, MODEL_FILE):
-            storage.write_bytes(storage.join(plan.run, "model", name), Path(scratch, name).read_bytes())
+def _node_is_taken_away() -> tuple[Stop, str]:
+    """Whether Ray has been told that this machine is about to go (a drain, or a preemption that was announced)."""
+    node = ray.get_runtime_context().get_node_id()
+    taken = node in ray_state.get_draining_nodes()
+    return (Stop.TAKEN_AWAY, f"machine {node[:8]} is taken away") if taken else (Stop.NONE, "")
 
 
 def note_failure(run: str, attempt: str, text: str) -> None:

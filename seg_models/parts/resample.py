@@ -42,6 +42,37 @@ def bilinear_matrix(
     return (1 - distance).clamp_min(0).float()
 
 
+def interpolation(
+    outputs: slice,
+    *,
+    num_in: int,
+    ratio: float,
+    offset: float = 0.0,
+    reach: float = 1.0,
+    device: torch.device | None = None,
+) -> tuple[slice, Tensor]:
+    """The inputs near some outputs, and the float32 weights (outputs, inputs) of linear interpolation between them.
+
+    Output i looks at the input coordinate (i + 0.5) * ratio - 0.5 - offset; beyond the outermost inputs, at these.
+
+    Args:
+        outputs: of which outputs.
+        num_in: input samples along this axis.
+        ratio: input samples per output sample.
+        offset: where the first input lies, in inputs from the beginning of the axis.
+        reach: distance in inputs at which the weight is nothing; more than 1 averages (antialiasing).
+        device: where the weights are made.
+    """
+    first, last = ((place + 0.5) * ratio - 0.5 - offset for place in (outputs.start, outputs.stop - 1))
+    start = min(max(math.floor(first - reach), 0), num_in - 1)
+    stop = min(max(math.ceil(last + reach) + 1, start + 1), num_in)
+    places = torch.arange(outputs.start, outputs.stop, device=device, dtype=torch.float64)
+    centers = ((places + 0.5) * ratio - 0.5 - offset).clamp(start - reach / 2, stop - 1 + reach / 2)
+    inputs = torch.arange(start, stop, device=device, dtype=torch.float64)
+    weights = (1 - (centers[:, None] - inputs[None, :]).abs() / reach).clamp_min(0)
+    return slice(start, stop), (weights / weights.sum(dim=1, keepdim=True)).float()
+
+
 def pooling_matrix(num_in: int, num_out: int, *, device: torch.device | None = None) -> Tensor:
     """(num_out, num_in) float32 weights of adaptive average pooling: bin i is [⌊i·in/out⌋, ⌈(i+1)·in/out⌉)."""
     bins = torch.arange(num_out, device=device)[:, None]

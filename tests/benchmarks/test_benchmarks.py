@@ -19,14 +19,18 @@ from benchmarks import (
     codec,
     confusion,
     criss_cross,
+    data_path,
     deciles,
+    eval_path,
     fastfcn,
     gpu,
     hmsa,
     position_attention,
+    prediction,
     ray_pssl_loop,
     run,
     smoothgrad,
+    train_step,
     upsample_ce,
 )
 from benchmarks.measure import Effort, Entries, Measured, Skipped, median_pair, write
@@ -40,7 +44,8 @@ TINY = Effort(pairs=1, tiny=True)
 NAMES = {
     deciles: {f"deciles_{peer}{ending}" for peer in ("torch", "numpy") for ending in ("", "_224", "_float64")},
     codec: {"label_codec_bytes", "label_codec_encode", "label_codec_decode"},
-    confusion: {"confusion_numpy"},
+    confusion: {"confusion_numpy", "confusion_mmseg", "confusion_torchmetrics"},
+    eval_path: {"eval_path_memory", "eval_path_time"},
     position_attention: {"pam_time", "pam_memory"},
     criss_cross: {
         "cca_time",
@@ -57,6 +62,12 @@ NAMES = {
     },
     upsample_ce: {
         f"upsample_ce{ending}_{what}" for ending in ("", "_weighted", "_ohem", "_150") for what in ("time", "memory")
+    },
+    prediction: {
+        "prediction_windows_time",
+        "prediction_windows_memory",
+        "prediction_scales_time",
+        "prediction_network_memory",
     },
     fastfcn: {"fastfcn_dilated_time", "fastfcn_dilated_gmac"},
     hmsa: {"hmsa_pair_gmac"},
@@ -90,7 +101,33 @@ def test_every_benchmark_writes_entries_of_the_promised_names_and_shape(benchmar
 
 
 def test_the_suite_runs_every_benchmark() -> None:
-    assert {*run.SUITE} == {*(module.entries for module in NAMES), ray_pssl_loop.entries}
+    with_processes = {module.entries for module in (ray_pssl_loop, data_path, train_step)}
+    assert {*run.SUITE} == {module.entries for module in NAMES} | with_processes
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_the_data_path_is_measured_both_ways_on_made_pictures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ray_local: None
+) -> None:
+    monkeypatch.setenv("SEGRAY_DATA", str(tmp_path))
+    found = written(data_path.entries(TINY), tmp_path)
+    assert set(found) == {"data_path_dataloader", "data_path_dataloader_threads"}
+    for entry in found.values():
+        check_shape(entry)
+
+
+@pytest.mark.slow
+def test_a_training_step_is_measured_against_a_plain_script(tmp_path: Path) -> None:
+    found = written(train_step.entries(TINY), tmp_path)
+    assert set(found) == {"train_step_ddp"}
+    check_shape(found["train_step_ddp"])
+
+
+@pytest.mark.slow
+def test_a_process_that_predicts_2048_by_4096_pixels_stays_under_the_limit_it_was_told() -> None:
+    grown = peak_bytes("benchmarks.prediction:prepare_ours", *prediction.Case(network=1))
+    assert 0.1e9 < grown < prediction.LIMIT_GB * 1e9
 
 
 def test_a_benchmark_is_a_command_that_prints_and_writes(tmp_path: Path) -> None:

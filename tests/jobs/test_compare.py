@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from jobs import compare
+from jobs.compare_figures import per_image
 from jobs.report import write_report
 from jobs.specs import CompareJob, TrackingSpec
 
@@ -27,6 +28,8 @@ def evaluation(
     images: dict[str, float],
     data: dict[str, str] = DATA,
     verb: str = "evaluate",
+    more: dict[str, float] | None = None,
+    boundary: dict[str, float | None] | None = None,
 ) -> str:
     """A folder as `segray evaluate` leaves it, as far as it is read."""
     folder.mkdir()
@@ -34,14 +37,18 @@ def evaluation(
     result = {
         "verb": verb,
         "miou": sum(known) / len(known),
-        "classes": [{"class": name, "iou": value} for name, value in iou.items()],
+        "classes": [
+            {"class": name, "iou": value} | ({} if boundary is None else {"boundary_f_3px": boundary[name]})
+            for name, value in iou.items()
+        ],
+        **(more or {}),
         "dataset": data,
         "checkpoint": {"uri": f"{folder}/model", "sha256": "0", "arch": "cft"},
     }
     (folder / "result.json").write_text(json.dumps(result))
     text = io.StringIO()
     csv.writer(text).writerows(
-        [("id", "miou", "pixel_accuracy"), *((name, score, 0.5) for name, score in images.items())]
+        [("id", "miou", *(more or {})), *((name, score, *(more or {}).values()) for name, score in images.items())]
     )
     (folder / "per_image.csv").write_text(text.getvalue())
     return str(folder)
@@ -88,6 +95,72 @@ def test_the_files_and_the_page_show_the_classes_by_gain(two: tuple[str, str], t
     assert places == sorted(places)
     assert "+25.00" in page
     assert "does not know: tram" in page
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> tuple[str, str]:
+    """Two evaluations that measured boundary F and calibration; only the second one a width of 5 px."""
+    names, images = ("road", "car", "tram"), {f"i{number}": 0.5 for number in range(4)}
+    iou: dict[str, float | None] = dict.fromkeys(names, 0.5)
+    before = evaluation(
+        tmp_path / "a",
+        iou=iou,
+        images=images,
+        more={"fwiou": 0.6, "boundary_f_3px": 0.4, "ece": 0.2},
+        boundary={"road": 0.5, "car": 0.3, "tram": None},
+    )
+    after = evaluation(
+        tmp_path / "b",
+        iou=iou,
+        images=images,
+        more={"fwiou": 0.7, "boundary_f_3px": 0.45, "boundary_f_5px": 0.9, "ece": 0.1},
+        boundary={"road": 0.6, "car": 0.2, "tram": 0.1},
+    )
+    return before, after
+
+
+def test_every_figure_that_both_know_is_compared_and_less_calibration_error_is_better(
+    measured: tuple[str, str], tmp_path: Path
+) -> None:
+    table = compare.run(job(measured, tmp_path))
+    rows = {row["figure"]: row for row in table["figures"]}
+    assert list(rows) == ["miou", "fwiou", "boundary_f_3px", "ece"]
+    assert rows["fwiou"]["change"] == pytest.approx(0.1)
+    single = rows["ece"]["per_image"]
+    assert (single["better"], single["worse"], single["mean_gain"]) == (4, 0, pytest.approx(-0.1))
+    assert single["interval"] == pytest.approx([-0.1, -0.1])
+    assert table["per_image"] == rows["miou"]["per_image"]
+    assert {row["class"]: row["boundary_f_3px_gain"] for row in table["gains"]} == pytest.approx(
+        {"road": 0.1, "car": -0.1, "tram": None}
+    )
+    assert (tmp_path / "out" / "gains.csv").read_text().splitlines()[0].endswith(",gain,boundary_f_3px_gain")
+
+
+def test_the_page_and_the_lines_show_every_figure(
+    measured: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare.run(job(measured, tmp_path))
+    assert "ece                  0.2000 -> 0.1000 (-0.1000)" in capsys.readouterr().out
+    page = Path(write_report(str(tmp_path / "out"))).read_text()
+    for text in ("boundary F within 3 px", "calibration error", "less is better", "-0.1000 to -0.1000", "+0.0500"):
+        assert text in page
+
+
+def test_an_image_without_a_figure_takes_no_part_in_its_interval() -> None:
+    found = per_image(np.array([0.1, np.nan, -0.3]))
+    assert found is not None
+    assert (found["images"], found["better"], found["worse"]) == (2, 1, 1)
+    assert found["mean_gain"] == pytest.approx(-0.1)
+    assert per_image(np.array([np.nan])) is None
+
+
+def test_the_interval_is_that_of_a_slow_bootstrap() -> None:
+    differences = np.random.default_rng(5).normal(0.02, 0.1, 30)
+    rng = np.random.default_rng(1)
+    means = [np.mean([differences[i] for i in rng.integers(0, 30, 30)]) for _ in range(4000)]
+    found = per_image(differences)
+    assert found is not None
+    assert found["interval"] == pytest.approx(np.quantile(means, (0.025, 0.975)), abs=0.004)
 
 
 def test_what_is_printed_names_the_extremes(

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from PIL import Image
 from jobs import evaluate
 from jobs.specs import EvaluateJob, TrackingSpec
 from pipelines.codecs import encode_label
-from pipelines.evaluation import EvaluationResult, evaluate_checkpoint, plan_evaluation
+from pipelines.evaluation import EvaluationResult, evaluate_checkpoint, plan_evaluation, run_evaluation
 from pipelines.evaluation_worker import EvaluationWorker
 from pipelines.labels import LabelSpace
+from pipelines.measures import MetricsSpec
 from pipelines.schema import ShardKey
 from pipelines.shards import ComputeSpec
 from pipelines.tables import Dataset, write_shard
+from seg_models.boundaries import BoundaryScore
 from seg_models.predictor import PredictorSpec
 from tests.inline_shards import inline_shards
 from tests.oracle_model import OracleSpec, publish
@@ -148,13 +151,106 @@ def test_the_number_of_actors_does_not_change_the_counts(
         images_uri=work.images.uri,
         labels_uri=work.truth.uri,
         predictor=PredictorSpec(),
+        metrics=MetricsSpec(),
         device="cpu",
         threads=1,
         num_fixed=1,
         num_worst=1,
     )
-    matrices = [worker(shard).matrix(3) for shard in reversed(work.shards)]
+    matrices = [worker(shard).measured.matrix(3) for shard in reversed(work.shards)]
     assert np.array_equal(sum(matrices), result.confusion)
+
+
+METRICS = MetricsSpec(boundary_px=(1, 3), calibration_bins=10)
+
+
+@pytest.fixture(scope="module")
+def measured(dataset: Dataset, wrong: str) -> EvaluationResult:
+    with inline_shards():
+        return evaluate_checkpoint(wrong, dataset=dataset.root, labels="bordered", split="test", metrics=METRICS)
+
+
+def test_boundaries_and_calibration_are_those_of_all_images_together(measured: EvaluationResult) -> None:
+    expected = BoundaryScore(3, SPACE.void, widths_px=METRICS.boundary_px)
+    for number in evaluated_numbers():
+        drawn = scene(number, space=SPACE, size=(36, 44))["label"]
+        expected.update(np.array(WRONG.answers)[drawn], truth_of(number))
+    assert [row["px"] for row in measured.boundary] == [1, 3]
+    assert [row["f"] for row in measured.boundary] == expected.mean_f()
+    assert [row["published_f"] for row in measured.boundary] == expected.published_f()
+    assert [measured.figures[f"boundary_f_{width}px"] for width in (1, 3)] == expected.mean_f()
+    assert [row["boundary_f_3px"] for row in measured.classes] == [None if np.isnan(f) else f for f in expected.f()[1]]
+    assert measured.calibration is not None
+    bins = measured.calibration["bins"]
+    assert sum(row["pixels"] for row in bins) == measured.confusion.sum()
+    right = sum(row["pixels"] * row["accuracy"] for row in bins if row["pixels"])
+    assert right / measured.confusion.sum() == pytest.approx(measured.pixel_accuracy)
+    gaps = [row["pixels"] * abs(row["confidence"] - row["accuracy"]) for row in bins if row["pixels"]]
+    assert measured.figures["ece"] == measured.calibration["ece"] == pytest.approx(sum(gaps) / measured.confusion.sum())
+
+
+def test_what_is_not_asked_for_is_not_measured(result: EvaluationResult, measured: EvaluationResult) -> None:
+    assert list(result.figures) == ["miou", "fwiou", "pixel_accuracy", "mean_accuracy"]
+    assert (result.boundary, result.calibration) == ((), None)
+    assert not {"boundary", "calibration"} & result.as_dict().keys()
+    assert {name: measured.figures[name] for name in result.figures} == result.figures
+
+
+def test_every_figure_is_the_same_to_the_last_bit_however_the_shards_are_dealt(
+    dataset: Dataset, wrong: str, measured: EvaluationResult
+) -> None:
+    work = plan_evaluation(wrong, dataset=dataset.root, labels="bordered", split="test")
+    dealt = replace(work, shards=work.shards[::-1])
+    with inline_shards():
+        again = run_evaluation(
+            dealt, predictor=PredictorSpec(), metrics=METRICS, compute=ComputeSpec(), num_pictures=0, num_worst=0
+        )
+    assert again.figures == measured.figures
+    assert (again.classes, again.boundary, again.calibration) == (
+        measured.classes,
+        measured.boundary,
+        measured.calibration,
+    )
+    assert again.scores == measured.scores
+
+
+def test_single_images_have_every_figure(measured: EvaluationResult) -> None:
+    score = measured.scores[3]
+    number = int(score.id.removeprefix("scene-"))
+    assert list(score.figures) == list(measured.figures)
+    assert score.miou == pytest.approx(slow_metrics([number])[1])
+    drawn = scene(number, space=SPACE, size=(36, 44))["label"]
+    alone = BoundaryScore(3, SPACE.void, widths_px=(1, 3))
+    alone.update(np.array(WRONG.answers)[drawn], truth_of(number))
+    assert [score.figures[f"boundary_f_{width}px"] for width in (1, 3)] == alone.mean_f()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"boundary_px": (3, 2)}, r"boundary_px\n.*widths must rise and be at least 1 pixel, found \(3, 2\)"),
+        ({"calibration_bins": 1}, "calibration_bins"),
+    ],
+)
+def test_measures_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MetricsSpec(**settings)
+
+
+def test_what_is_printed_has_every_figure_and_a_table_of_the_classes(
+    dataset: Dataset, wrong: str, measured: EvaluationResult
+) -> None:
+    work = plan_evaluation(wrong, dataset=dataset.root, labels="bordered", split="test")
+    table = evaluate.result_table(measured, work)
+    assert json.loads(json.dumps(table)) == table
+    lines = evaluate.summary(table).splitlines()
+    assert lines[1].startswith(f"frequency-weighted IoU {measured.figures['fwiou']:.4f}, mean accuracy ")
+    assert lines[2].startswith(f"boundary F within  1 px {measured.boundary[0]['f']:.4f} (precision ")
+    assert lines[4].startswith(f"calibration error {measured.figures['ece']:.4f}, largest ")
+    head, *rows = [line.split() for line in lines[-4:]]
+    assert head == ["class", "IoU", "accuracy", "F", "1px", "F", "3px"]
+    assert [row[0] for row in rows] == list(SPACE.names)
+    assert rows[0][1] == f"{measured.classes[0]['iou']:.4f}"
 
 
 def test_other_classes_are_refused_with_the_first_differing_names(dataset: Dataset, tmp_path: Path) -> None:
@@ -210,7 +306,7 @@ def test_an_image_of_another_size_than_its_label_is_skipped(tmp_path: Path, wron
 
 
 def test_the_job_writes_figures_pictures_and_tables_and_a_run_in_mlflow(
-    dataset: Dataset, wrong: str, tmp_path: Path, mlflow_database: str, ray_local: None
+    dataset: Dataset, wrong: str, measured: EvaluationResult, tmp_path: Path, mlflow_database: str, ray_local: None
 ) -> None:
     out = tmp_path / "out"
     job = EvaluateJob(
@@ -218,8 +314,10 @@ def test_the_job_writes_figures_pictures_and_tables_and_a_run_in_mlflow(
         dataset=dataset.root,
         labels="bordered",
         output=str(out),
+        metrics=METRICS,
         num_pictures=3,
         num_worst=1,
+        compute=ComputeSpec(actors=2, cpus=1),
         tracking=TrackingSpec(uri=mlflow_database),
         report=False,
     )
@@ -228,6 +326,9 @@ def test_the_job_writes_figures_pictures_and_tables_and_a_run_in_mlflow(
     stored = json.loads((out / "result.json").read_text())
     assert stored == json.loads(json.dumps(table))
     assert stored["miou"] == pytest.approx(miou)
+    assert {name: stored[name] for name in measured.figures} == measured.figures, (
+        "as one worker has them, to the last bit"
+    )
     assert EvaluateJob.model_validate_json((out / "job.json").read_text()) == job
     rows = list(csv.DictReader((out / "per_class.csv").open()))
     assert [float(row["iou"]) for row in rows] == pytest.approx(ious)
@@ -241,6 +342,8 @@ def test_the_job_writes_figures_pictures_and_tables_and_a_run_in_mlflow(
     run = client.get_run(stored["mlflow"]["run_id"])
     assert run.data.metrics["val/miou"] == pytest.approx(miou)
     assert run.data.metrics["val/iou/red"] == pytest.approx(ious[1])
+    figures = ("fwiou", "mean_accuracy", "boundary_f_1px", "boundary_f_3px", "ece")
+    assert {name: run.data.metrics[f"val/{name}"] for name in figures} == {name: stored[name] for name in figures}
     assert client.get_metric_history(run.info.run_id, "val/miou")[0].step == 7
     assert run.data.tags["architecture"] == "tests.oracle_model:OracleSpec"
     assert run.inputs.dataset_inputs[0].dataset.digest == stored["dataset"]["fingerprint"][:36]

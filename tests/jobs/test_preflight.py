@@ -34,6 +34,7 @@ def training(**changes: Any) -> TrainJob:
         (training(compute=ComputeSpec(actors=2, cpus=2)), "2 actors x 2 CPUs do not fit, there is room for 1"),
         (training(device="cuda", workers=2), "workers: 2 workers x 1 GPU do not fit"),
         (training(device="cpu", workers=8), "workers: 8 workers do not fit, each needs a CPU"),
+        (training(device="cpu", workers=2, data_workers=3), "data_workers: 3 x 1 CPU do not fit beside 2 workers"),
     ],
 )
 def test_what_does_not_fit_the_cluster_is_named_with_the_figures(job: TrainJob, message: str) -> None:

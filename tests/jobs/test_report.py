@@ -89,6 +89,31 @@ def test_the_page_of_an_evaluation_shows_its_figures(evaluation: Path) -> None:
     assert len(page.values("img", "src")) == 6
 
 
+def test_boundaries_and_calibration_have_a_chart_and_a_table(evaluation: Path) -> None:
+    boundary = [
+        {"px": px, "f": f, "precision": 0.75, "recall": f, "published_f": 0.875} for px, f in ((1, 0.25), (3, 0.625))
+    ]
+    bins = [
+        {"low": 0.0, "high": 0.5, "pixels": 0, "confidence": None, "accuracy": None},
+        {"low": 0.5, "high": 1.0, "pixels": 8, "confidence": 0.75, "accuracy": 0.5},
+    ]
+    calibration = {"ece": 0.25, "largest_error": 0.25, "mean_confidence": 0.75, "bins": bins}
+    write_run(evaluation, evaluation_result(boundary=boundary, calibration=calibration, ece=0.25))
+    text = Path(write_report(str(evaluation))).read_text()
+    assert text.index('<section id="boundary-f">') < text.index('<section id="calibration">')
+    assert 'aria-label="boundary F by width"' in text
+    assert "F, width, pixels 3: 0.625" in text
+    assert "confidence 0.750, accuracy 0.500, 8 pixels (100.0%), bin 0.500 to 1.000" in text
+    assert text.count("<g><title>") == 1, "an empty bin has no bar"
+    assert "calibration error" in text
+
+
+def test_what_was_not_measured_has_no_section(evaluation: Path) -> None:
+    text = Path(write_report(str(evaluation))).read_text()
+    assert "boundary-f" not in text
+    assert 'id="calibration"' not in text
+
+
 def test_the_page_can_be_read_aloud_in_the_dark_on_a_phone_and_in_print(evaluation: Path) -> None:
     page = page_of(evaluation)
     assert all(page.values("img", "alt"))

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from jobs.report_charts import bars, confusion, curves, parts, round_step
+from jobs.report_metrics import reliability
 
 
 def test_curves_leave_out_what_cannot_be_drawn() -> None:
@@ -65,3 +66,17 @@ def test_a_large_confusion_matrix_has_no_figures_in_its_cells() -> None:
     size = 20
     matrix = [[100 if row == column else 0 for column in range(size)] for row in range(size)]
     assert 'class="in' not in confusion(matrix, [str(index) for index in range(size)])
+
+
+def test_a_reliability_diagram_shows_accuracy_and_the_gap_to_the_confidence() -> None:
+    sure = {"low": 0.5, "high": 1.0, "pixels": 3, "confidence": 0.9, "accuracy": 0.6}
+    modest = {"low": 0.0, "high": 0.5, "pixels": 1, "confidence": 0.3, "accuracy": 0.4}
+    text = reliability([modest, sure])
+    found = re.findall(r'<rect class="(\w+)" x="[^"]+" y="[^"]+" width="[^"]+" height="([^"]+)"', text)
+    drawn = [(kind, float(height)) for kind, height in found if kind != "hit"]
+    full, share = 220.0, 24.0
+    assert [kind for kind, _ in drawn] == ["right", "careful", "share", "right", "wrong", "share"]
+    assert [height for _, height in drawn] == pytest.approx(
+        [0.3 * full, 0.1 * full, 0.25 * share, 0.6 * full, 0.3 * full, 0.75 * share]
+    )
+    assert reliability([{**sure, "pixels": 0}]) == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +12,13 @@ import pytest
 import torch
 
 from jobs.specs import TrainJob
+from jobs.training.checkpoints import checkpoint_uri, load_checkpoint
 from jobs.training.model import fresh_model, place_model
 from jobs.training.plan import TrainPlan, Worker
 from jobs.training.points import read_points
-from jobs.training.resume import checkpoint_uri, load_checkpoint
 from jobs.training.step import Stepper
 from pipelines import storage
-from pipelines.batches import Batch
+from pipelines.batch_plan import Batch
 from pipelines.samples import Part, SampleIndex, build_index
 from seg_models.outputs import SemanticTarget
 from seg_models.parts.losses import without_easy_pixels
@@ -41,7 +42,7 @@ def plan(index: SampleIndex, tmp_path: Path) -> TrainPlan:
 
 def stepper_of(plan: TrainPlan, **changes: Any) -> Stepper:
     worker = Worker(rank=0, world=1, device=CPU)
-    plan = TrainPlan(**({**vars(plan)} | changes))
+    plan = dataclasses.replace(plan, **changes)
     return Stepper(plan, worker, place_model(fresh_model(plan, worker)[0], plan, worker))
 
 
@@ -157,6 +158,7 @@ def test_the_memory_format_changes_no_more_than_rounding(plan: TrainPlan) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's compiler itself
 def test_a_compiled_network_trains_the_same(plan: TrainPlan) -> None:
     compiled, eager = (stepper_of(plan, recipe=recipe_with(), compile=on) for on in (True, False))

@@ -326,7 +326,7 @@ def test_a_curve_of_a_killed_worker_or_of_another_machine_is_whole_in_the_end(jo
         resumed = PointLog(folder, from_step=5, sender=sender)
         record(resumed, range(6, 1200))
         resumed.close()
-        assert steps_of(run, "loss") == list(range(10, 1200))
+        assert steps_of(run, "loss") == list(range(1, 1200)), "with those that the killed one had recorded"
         for _ in range(2):
             run.log_curve(read_points(folder))
     assert steps_of(run, "loss") == list(range(1, 1200))
@@ -337,6 +337,86 @@ def test_a_worker_that_does_not_see_the_database_file_does_not_make_another(tmp_
     sender.log({"loss": 1.0}, 1)
     sender.close()
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_step_that_the_server_has_keeps_its_first_point_when_its_machine_took_the_journal_along(
+    job: Job, tmp_path: Path
+) -> None:
+    with track(job, verb="train", output=str(tmp_path / "out")) as run:
+        first, second = (
+            PointLog(str(tmp_path / name), from_step=0, sender=sender_of(run)) for name in ("dead", "next")
+        )
+        for points, loss in ((first, 1.0), (second, 2.0)):
+            for step in (1, 2, 3) if points is first else (2, 3, 4):
+                points.log({"loss": loss}, step=step)
+            points.close()
+    history = client(run.tracking_uri).get_metric_history(run.run_id, "loss")
+    assert sorted((point.step, point.value) for point in history) == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
+
+
+def sender_of(run: Run) -> MetricSender:
+    return MetricSender(run.run_id, run.tracking_uri)
+
+
+# -- a server that comes late ----------------------------------------------------------------------------------------
+
+
+def test_a_job_may_begin_without_its_server_and_its_run_is_whole_when_that_has_come(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.opening.TRY_EVERY_S", 0.1)
+    job = Job(name="walk", tracking=TrackingSpec(uri=server.uri, required=False))
+    folder = str(tmp_path / "out")
+    server.stop()
+    check_tracking(job, output=folder)
+    with track(job, verb="train", output=folder) as run:
+        assert run.run_id == ""
+        run.log_metrics({"val/miou": 0.5}, step=3)
+        points = PointLog(folder, from_step=0, sender=MetricSender("", run.tracking_uri, output=folder))
+        record(points, range(1, 50))
+        server.start()
+        deadline = time.monotonic() + 60
+        while not run.run_id and time.monotonic() < deadline:
+            time.sleep(0.05)
+        points.close()
+    found = client(server.uri).get_run(run.run_id)
+    assert (found.info.status, found.info.run_name, found.data.metrics["val/miou"]) == ("FINISHED", "walk", 0.5)
+    assert steps_of(run, "loss") == list(range(1, 50))
+    assert not Path(run.journal).exists()
+
+
+def test_a_job_whose_server_never_came_ends_well_and_the_same_command_tells_it_later(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = Job(name="walk", tracking=TrackingSpec(uri=server.uri, required=False))
+    folder = str(tmp_path / "out")
+    server.stop()
+    with track(job, verb="train", output=folder) as run:
+        record(PointLog(folder, from_step=0), range(1, 4))
+    assert "when the server is back, the same command sends them" in caplog.text
+    deliver(job, verb="train", output=folder, curve=read_points(folder))
+    server.start()
+    deliver(job, verb="train", output=folder, curve=read_points(folder))
+    note = json.loads((tmp_path / "out" / "mlflow.json").read_text())
+    found = client(server.uri).get_run(note["run_id"])
+    assert (found.info.status, found.info.run_name) == ("FINISHED", "walk")
+    assert steps_of(Run(note["run_id"], server.uri, None), "loss") == [1, 2, 3]
+    assert not Path(run.journal).exists()
+
+
+def test_a_job_that_was_tracked_before_goes_on_while_its_server_is_away(server: Server, tmp_path: Path) -> None:
+    job, folder = Job(name="walk", tracking=TrackingSpec(uri=server.uri)), str(tmp_path / "out")
+    with track(job, verb="train", output=folder) as first:
+        pass
+    server.stop()
+    with pytest.raises(ValueError, match="no MLflow"):
+        check_tracking(job, output=str(tmp_path / "other"))
+    check_tracking(job, output=folder)
+    with track(job, verb="train", output=folder) as again:
+        again.log_metrics({"loss": 1.0}, step=1)
+        server.start()
+    assert again.run_id == first.run_id
+    assert steps_of(again, "loss") == [1]
 
 
 def test_points_that_do_not_fit_the_queue_are_counted_as_not_sent() -> None:
@@ -360,17 +440,17 @@ def test_an_ended_job_delivers_its_journal_its_curve_and_its_status(server: Serv
         server.stop()
         record(PointLog(folder, from_step=0), range(1, 4))
         run.log_metrics({"val/miou": 0.5}, step=3)
-    deliver(job, output=folder, curve=read_points(folder))  # the server is still away: no error
+    deliver(job, verb="train", output=folder, curve=read_points(folder))  # the server is still away: no error
     assert Path(run.journal).exists()
     server.start()
-    deliver(job.model_copy(update={"tracking": TrackingSpec(enabled=False)}), output=folder)
+    deliver(job.model_copy(update={"tracking": TrackingSpec(enabled=False)}), verb="train", output=folder)
     assert Path(run.journal).exists(), "tracking is off"
-    deliver(job, output=folder, curve=read_points(folder))
+    deliver(job, verb="train", output=folder, curve=read_points(folder))
     found = client(server.uri).get_run(run.run_id)
     assert (found.info.status, found.data.metrics["val/miou"]) == ("FINISHED", 0.5)
     assert steps_of(run, "loss") == [1, 2, 3]
     assert not Path(run.journal).exists()
-    deliver(job, output=folder, curve=read_points(folder))
+    deliver(job, verb="train", output=folder, curve=read_points(folder))
     again = client(server.uri).get_run(run.run_id)
     assert (again.info.end_time, steps_of(run, "loss")) == (found.info.end_time, [1, 2, 3])
 
@@ -380,17 +460,17 @@ def test_the_run_of_a_driver_that_was_killed_after_its_last_word_becomes_finishe
     killed = track(job, verb="train", output=folder)
     run = killed.__enter__()
     assert client(run.tracking_uri).get_run(run.run_id).info.status == "RUNNING"
-    deliver(job, output=folder)
+    deliver(job, verb="train", output=folder)
     assert client(run.tracking_uri).get_run(run.run_id).info.status == "FINISHED"
     killed.__exit__(None, None, None)
 
 
 def test_nothing_is_delivered_for_a_job_that_was_not_tracked_or_whose_database_is_gone(tmp_path: Path) -> None:
     job = Job(name="walk")
-    deliver(job, output=str(tmp_path))
+    deliver(job, verb="train", output=str(tmp_path))
     note = {"run_id": "a", "tracking_uri": f"sqlite:///{tmp_path}/gone/mlflow.db"}
     (tmp_path / "mlflow.json").write_text(json.dumps(note))
-    deliver(job, output=str(tmp_path))
+    deliver(job, verb="train", output=str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.json"]
 
 

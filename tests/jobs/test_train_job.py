@@ -90,6 +90,28 @@ def test_workers_share_the_cpus_and_leave_one_for_the_data_stages(
     assert total == 1 or total - found.cpus * workers >= 1
 
 
+@pytest.mark.parametrize(
+    ("nodes", "workers", "data_workers", "cpus"),
+    [
+        ([Node(16)], 4, 3, 3.0),  # and one CPU for the data stages
+        ([Node(2)], 1, 1, 1.0),
+        ([Node(3)], 2, 2, 0.5),
+        ([Node(8, gpus=1), Node(8)], 1, 10, 5.0),
+    ],
+)
+def test_data_workers_take_a_cpu_each(nodes: list[Node], workers: int, data_workers: int, cpus: float) -> None:
+    found = allocate(nodes, workers=workers, device="auto", threads=None, data_workers=data_workers)
+    assert found.cpus == cpus
+    assert found.text().endswith(f"{data_workers} data workers")
+
+
+def test_data_workers_that_leave_nothing_are_refused(dataset: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data_workers = 4: each takes a CPU, and of 4 CPUs none would be left"):
+        allocate([Node(4)], workers=1, device="cpu", threads=None, data_workers=4)
+    with pytest.raises(ValueError, match="data_workers = 1: each of 2 workers needs one of its own"):
+        job_of(dataset, tmp_path, workers=2, data_workers=1)
+
+
 @pytest.mark.parametrize(("gpus", "message"), [(0, "there is no GPU"), (1, "there are 1 GPUs")])
 def test_gpus_that_are_not_there_are_refused(gpus: int, message: str) -> None:
     with pytest.raises(ValueError, match=f"device = 'cuda' with workers = 2: {message}"):

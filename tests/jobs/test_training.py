@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from jobs.specs import TrainJob
+from jobs.training.checkpoints import checkpoint_uri
 from jobs.training.loop import train
 from jobs.training.loss import total_loss
 from jobs.training.model import fresh_model
 from jobs.training.plan import TrainPlan, Worker, class_weights, usable_workers
 from jobs.training.points import PointLog, read_points
 from jobs.training.progress import StepTimer
-from jobs.training.resume import checkpoint_uri
 from jobs.training.work import TrainWork, find_first_weights
 from pipelines import storage
 from pipelines.batch_plan import BatchPlan
@@ -153,7 +153,7 @@ def test_backbone_weights_in_an_object_store_are_found_before_work_and_loaded_by
     for name in ("w.safetensors", "missing.safetensors"):
         backbone = TINY_PSPNET["backbone"] | {"weights": f"s3://bucket/{name}"}
         recipe = tiny_recipe(model=TINY_PSPNET | {"backbone": backbone})
-        work = TrainWork(job.model_copy(update={"recipe": recipe}), str(tmp_path / "runs" / "x"), index, {}, 1)
+        work = TrainWork(job.model_copy(update={"recipe": recipe}), str(tmp_path / "runs" / "x"), index, {}, (1,))
         if name == "w.safetensors":
             find_first_weights(work, fetch=False)
             model, _ = fresh_model(plan_of(index, tmp_path, recipe), Worker(rank=0, world=1, device=CPU))
@@ -255,6 +255,9 @@ class Inbox:
         self.steps: list[int] = []
         self.closed = False
 
+    def catch_up(self, curve: Any) -> None:
+        self.earlier = [record["step"] for record in curve]
+
     def log(self, metrics: Any, step: int, time_ms: int) -> None:
         self.steps.append(step)
 
@@ -270,13 +273,32 @@ def test_points_are_on_disk_at_once_and_reach_the_sender_once(tmp_path: Path) ->
         assert read_points(str(tmp_path))[-1]["step"] == step
     again = Inbox()
     resumed = PointLog(str(tmp_path), from_step=4, sender=again)
-    assert [point["step"] for point in read_points(str(tmp_path))] == [2, 4]
     for step in (6, 8):
         resumed.log({"train/loss": 0.0}, step=step)
     resumed.close()
     points.close()
     assert (inbox.steps, again.steps, again.closed) == ([2, 4, 6], [8], True)
-    assert [point["step"] for point in read_points(str(tmp_path))] == [2, 4, 6, 8]
+    assert again.earlier == [2, 4, 6], "some may never have been sent"
+    assert [(point["step"], point["train/loss"]) for point in read_points(str(tmp_path))] == [
+        (2, 0.5),
+        (4, 0.25),
+        (6, 1.0 / 6),  # trained twice: the first point stays as it is, so that sending it again is harmless
+        (8, 0.0),
+    ]
+
+
+def test_a_curve_whose_machine_is_gone_comes_back_with_the_checkpoint(tmp_path: Path) -> None:
+    points = PointLog(str(tmp_path / "lost"), from_step=0)
+    for step in (2, 4, 6):
+        points.log({"train/loss": 1.0 / step}, step=step)
+    saved = points.text()
+    points.close()
+    resumed = PointLog(str(tmp_path / "found"), from_step=6, saved=saved)
+    resumed.log({"train/loss": 0.0}, step=8)
+    resumed.close()
+    found = read_points(str(tmp_path / "found"))
+    assert found[:3] == read_points(str(tmp_path / "lost")), "with the times they were recorded at"
+    assert [point["step"] for point in found] == [2, 4, 6, 8]
 
 
 def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:

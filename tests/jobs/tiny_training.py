@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -40,6 +41,8 @@ class TinySpec(ModelSpec):
     dropout: float = 0.0
     aux: bool = False
     """Name a second loss, equal to the first."""
+    pause_s: float = 0.0
+    """Seconds a forward pass rests, for tests that interfere with a run."""
 
     def build(self, num_classes: int) -> SegModel:
         return Tiny(self, num_classes)
@@ -57,6 +60,8 @@ class Tiny(SegModel):
         self.head = nn.Conv2d(spec.width, num_classes, 1)
 
     def forward(self, images: Tensor) -> SemanticOutput:
+        if self.spec.pause_s:  # a compiler cannot look into it
+            time.sleep(self.spec.pause_s)
         features = self.backbone(images.float() / 255 - 0.5)
         return SemanticOutput(self.head(self.dropout(torch.relu(self.norm(features)))))
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines import sample_maker
+from pipelines import sample_maker, transforms
 from pipelines.batch_plan import Batch, BatchPlan
 from pipelines.labels import LabelSpace
 from pipelines.local_batches import LocalBatches
@@ -217,7 +217,7 @@ def test_leaving_early_stops_every_thread(index: SampleIndex) -> None:
 
 def test_only_so_many_batches_are_made_ahead(index: SampleIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     made = 0
-    real = sample_maker.augment
+    real = transforms.augment
 
     def counted(*args: Any, **settings: Any) -> Any:
         nonlocal made

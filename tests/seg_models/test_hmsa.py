@@ -245,7 +245,7 @@ def test_the_predictor_lets_the_model_weigh_any_scales() -> None:
 def test_the_predictor_slides_a_window_in_which_scales_are_chained() -> None:
     """For machines on which twice the size of the whole image does not fit."""
     model, inner = make_hmsa()
-    spec = PredictorSpec(scales=(1.0, 2.0), hierarchical=True, window=(16, 16), overlap=0.0)
+    spec = PredictorSpec(scales=(1.0, 2.0), hierarchical=True, window=(16, 16), stride=(16, 16))
     Predictor(model, spec=spec).predict(np.zeros((32, 32, 3), np.uint8))
     assert inner.sizes == [(32, 32), (16, 16)] * 4
 

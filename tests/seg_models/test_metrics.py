@@ -133,3 +133,74 @@ def test_the_class_table_names_rows_and_leaves_undefined_cells_empty() -> None:
     assert first == {"class": "sky", "iou": 1.0, "accuracy": 1.0, "precision": 1.0, "pixels": 2, "predicted_pixels": 2}
     assert second["iou"] is None
     assert second["class"] == "tree"
+
+
+@pytest.mark.parametrize(("num_classes", "void"), [(5, 255), (5, 5), (5, 65535), (180, 255), (181, 255), (300, 65535)])
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64])
+def test_every_integer_type_and_every_void_give_the_same_counts(kind: type, num_classes: int, void: int) -> None:
+    rng = np.random.default_rng(num_classes)
+    classes = min(num_classes, np.iinfo(kind).max + 1)
+    guess, truth = rng.integers(0, classes, (2, 9, 31))
+    if void <= np.iinfo(kind).max:
+        truth[2:4] = void
+    expected = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(expected, (truth[truth != void], guess[truth != void]), 1)
+    matrix = ConfusionMatrix(num_classes, void)
+    matrix.update(guess.astype(kind), truth.astype(kind))
+    assert np.array_equal(matrix.matrix, expected)
+    matrix.update(torch.from_numpy(guess.astype(kind)), torch.from_numpy(truth.astype(kind)))
+    assert np.array_equal(matrix.matrix, 2 * expected)
+
+
+def test_maps_larger_than_a_strip_are_counted_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seg_models.metrics.CPU_STRIP_PIXELS", 64)
+    rng = np.random.default_rng(0)
+    guess, truth = rng.integers(0, K, (2, 7, 37)).astype(np.uint8)
+    truth[3:5] = VOID
+    matrix = ConfusionMatrix(K, VOID)
+    matrix.update(guess, truth)
+    assert np.array_equal(matrix.matrix, slow_counts(guess, truth))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int64])
+def test_a_label_that_void_would_hide_is_refused_and_nothing_is_counted(kind: type) -> None:
+    matrix = ConfusionMatrix(3, 65535)
+    with pytest.raises(ValueError, match="target holds 255"):
+        matrix.update(np.zeros(2, kind), np.array([0, 255], np.uint8 if kind is np.uint8 else kind))
+    with pytest.raises(ValueError, match="prediction holds 3"):
+        matrix.update(np.array([0, 3], kind), np.zeros(2, kind))
+    with pytest.raises(ValueError, match="target holds 65536"):
+        matrix.update(np.zeros(1, kind), np.array([65536]))
+    assert matrix.matrix.sum() == 0
+
+
+def test_a_read_only_map_is_counted_and_one_of_fractions_refused() -> None:
+    matrix, held = ConfusionMatrix(2, VOID), np.zeros(3, np.uint8)
+    held.flags.writeable = False
+    matrix.update(held, held)
+    assert matrix.matrix.sum() == 3
+    with pytest.raises(ValueError, match=r"label maps hold integers, found torch\.float32"):
+        matrix.update(held.astype(np.float32), held)
+
+
+@settings(max_examples=40, deadline=None)
+@given(maps=label_maps)
+def test_weighted_iou_and_mean_accuracy_equal_a_loop_over_the_classes(
+    maps: tuple[NDArray[np.uint16], NDArray[np.uint8]],
+) -> None:
+    matrix = ConfusionMatrix(K, VOID)
+    matrix.update(*maps)
+    counts, weighted, found = slow_counts(*maps), 0.0, []
+    for k in range(K):
+        pixels, union = counts[k].sum(), counts[k].sum() + counts[:, k].sum() - counts[k, k]
+        if pixels:
+            weighted += pixels / counts.sum() * counts[k, k] / union
+            found.append(counts[k, k] / pixels)
+    assert matrix.fwiou() == pytest.approx(weighted if found else np.nan, nan_ok=True)
+    assert matrix.mean_accuracy() == pytest.approx(np.mean(found) if found else np.nan, nan_ok=True)
+
+
+@pytest.mark.parametrize("void", [-1, 65536])
+def test_a_void_of_more_than_16_bits_is_refused(void: int) -> None:
+    with pytest.raises(ValueError, match=f"void {void} is no label of 16 bits"):
+        ConfusionMatrix(3, void)

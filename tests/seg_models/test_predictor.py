@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seg_models.looks import PAD_COLOR
 from seg_models.models import create_model
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
-from seg_models.predictor import PAD_COLOR, Predictor, PredictorSpec
+from seg_models.predictor import Predictor, PredictorSpec
 
 K = 6
 
@@ -162,10 +163,13 @@ def test_windows_of_a_model_that_sees_one_cell_equal_the_whole_image(window: tup
     np.testing.assert_allclose(slid.confidence, whole.confidence, atol=1e-6)
 
 
-def test_windows_overlap_by_at_least_the_wanted_share() -> None:
+@pytest.mark.parametrize(("stride", "num_windows"), [((16, 8), 6), ((16, 16), 4), (None, 5)])
+def test_windows_begin_every_stride_and_the_last_ends_with_the_image(
+    stride: tuple[int, int] | None, num_windows: int
+) -> None:
     model = Brightness()
-    Predictor(model, spec=PredictorSpec(window=(16, 16), overlap=0.5)).predict(make_image(16, 48))
-    assert model.shapes == [(16, 16)] * 5
+    Predictor(model, spec=PredictorSpec(window=(16, 16), stride=stride)).predict(make_image(16, 54))
+    assert model.shapes == [(16, 16)] * num_windows
 
 
 def test_confidence_is_the_probability_of_the_label() -> None:
@@ -186,7 +190,7 @@ def test_anything_but_uint8_rgb_is_refused(image: NDArray[np.uint8]) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"short_side": 3, "size": (2, 2)}, {"scales": ()}, {"scales": (0.0,)}, {"window": (0, 4)}, {"overlap": 1.0}],
+    [{"short_side": 3, "size": (2, 2)}, {"scales": ()}, {"scales": (0.0,)}, {"window": (0, 4)}],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

@@ -1,0 +1,94 @@
+"""Groups of workers that grow and shrink with the cluster. Runs in Ray Train's controller, which loads no networks.
+
+Ray counts how many workers the cluster has room for and starts the group again when that changes; from here comes which
+sizes there may be, and that a healthy group saves before it is taken apart, so that no step is done twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.train import ScalingConfig
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
+
+from jobs.training.notice import Stop, listen_for_sigterm, stop_this_process
+
+log = logging.getLogger(__name__)
+
+STOP_WITHIN_S = 120.0
+"""A group that has not stopped by then is taken apart; the next one goes on from its newest checkpoint."""
+ANSWER_WITHIN_S = 10.0
+LOOK_EVERY_S = 0.2
+
+
+class UsableSizes(ElasticScalingPolicy):  # type: ignore[misc]
+    """Ray's policy, for sizes that divide lanes and global batch, and without the CPUs of the data stages."""
+
+    def __init__(self, scaling_config: ScalingConfig, *, sizes: Sequence[int], data_workers: int) -> None:
+        super().__init__(scaling_config)
+        self._sizes, self._data_workers = tuple(sizes), data_workers
+
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        """Grow where there is room; a healthy group is never made smaller."""
+        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        shrinks = isinstance(decision, ResizeDecision) and decision.num_workers < worker_group_state.num_workers
+        return NoopDecision() if shrinks else decision
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        possible = super()._count_possible_workers(reserved_resources)
+        cpus = self.scaling_config._resources_per_worker_not_none.get("CPU", 0.0)
+        total = ray.cluster_resources().get("CPU", 0.0) - self._data_workers
+        return largest_size(self._sizes, possible, cpus=cpus, total_cpus=total)
+
+
+def largest_size(sizes: Sequence[int], possible: int, *, cpus: float, total_cpus: float) -> int:
+    """The largest of the sizes that `possible` workers allow; 0 where none does.
+
+    Of `total_cpus`, which the data workers do not count among, one is left to the data stages, unless that would leave
+    too few for the smallest size.
+    """
+    fitting = [size for size in sizes if size <= possible]
+    sparing = [size for size in fitting if total_cpus - size * cpus >= 1]
+    return max(sparing or fitting[:1], default=0)
+
+
+class Orderly(WorkerGroupCallback):  # type: ignore[misc]
+    """Makes SIGTERM a notice in every worker, and lets a healthy group save before it is taken apart."""
+
+    def __init__(self) -> None:
+        self._is_training = False
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Listen for SIGTERM, in the main thread of every worker."""
+        ray.get([worker.execute_async(listen_for_sigterm) for worker in worker_group.get_workers()])
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """Remember whether the group trains."""
+        self._is_training = not worker_group_status.errors and not worker_group_status.finished
+
+    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+        """Give a group that trains the notice, and wait until it has stopped."""
+        if not self._is_training:
+            return
+        self._is_training = False
+        workers = worker_group.get_workers()
+        notice = (int(Stop.RESIZE), "the group gets another size")
+        try:
+            told = [worker.execute_async(stop_this_process, *notice) for worker in workers]
+            ray.get(told, timeout=ANSWER_WITHIN_S)
+            deadline = time.monotonic() + STOP_WITHIN_S
+            while _any_trains(workers) and time.monotonic() < deadline:
+                time.sleep(LOOK_EVERY_S)
+        except RayError as error:  # one has died meanwhile: the newest checkpoint it is
+            log.warning("the group could not be stopped in order: %s", error)
+
+
+def _any_trains(workers: Sequence[Any]) -> bool:
+    states = ray.get([worker.actor.poll_status.remote() for worker in workers], timeout=ANSWER_WITHIN_S)
+    return any(state.running and state.error is None for state in states)

@@ -1,0 +1,87 @@
+"""Ranks killed in the middle of a training: the run ends with the bytes of one that nobody interfered with."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import train
+from jobs.specs import TrainJob
+from tests.faults.training import (
+    EVERY,
+    SLACK,
+    Recoveries,
+    job_of,
+    last_step,
+    pid_of,
+    recipe_of,
+    undisturbed,
+    wait_for,
+    weights_of,
+)
+from tests.tiny_data import write_dataset
+
+PAUSE_S = 0.1
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("data")
+    write_dataset(root, shard_sizes=(7, 6))
+    return str(root)
+
+
+def train_beside(job: dict[str, Any], interfere: Callable[[Callable[[], bool]], None]) -> dict[str, Any]:
+    """Train, while `interfere` does its worst in a thread."""
+    ended, failures = threading.Event(), []
+
+    def work() -> None:
+        try:
+            interfere(lambda: not ended.is_set())
+        except BaseException as error:  # handed to the test
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        return train.run(TrainJob.model_validate(job))
+    finally:
+        ended.set()
+        thread.join()
+        if failures:
+            raise failures[0]
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.usefixtures("ray_local")
+def test_a_rank_killed_at_a_random_step_five_times_leaves_the_bytes_of_an_undisturbed_run(
+    dataset: str, tmp_path: Path
+) -> None:
+    recipe, draw = recipe_of(steps=60, pause_s=PAUSE_S), random.Random(5)
+    run = tmp_path / "runs" / "tiny"
+    recoveries = Recoveries(run)
+
+    def kill_five_times(alive: Callable[[], bool]) -> None:
+        for kill in range(5):
+            step, rank = 10 * kill + draw.randint(3, 12), draw.randint(0, 1)
+            wait_for(lambda step=step: last_step(run) >= step, what=f"step {step}", alive=alive)  # type: ignore[misc]
+            recoveries.after(f"rank {rank} killed", lambda rank=rank: kill_rank(run, rank), alive=alive)  # type: ignore[misc]
+
+    result = train_beside(job_of(dataset, tmp_path / "runs", recipe), kill_five_times)
+    recoveries.show()
+    assert len(result["groups"]) == 6
+    assert max(recoveries.redone()) <= EVERY + SLACK
+    assert weights_of(run) == undisturbed(dataset, tmp_path / "calm", recipe, world=2)
+
+
+def kill_rank(run: Path, rank: int) -> None:
+    os.kill(pid_of(run, rank), signal.SIGKILL)

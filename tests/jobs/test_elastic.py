@@ -1,0 +1,180 @@
+"""Groups that grow and shrink: which sizes there are, and that the run stays the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.specs import TrainJob
+from jobs.training.elastic import largest_size
+from jobs.training.loop import train
+from jobs.training.notice import Notices, Stop
+from jobs.training.plan import TrainPlan, Worker, passes_of, usable_sizes
+from jobs.training.points import read_points
+from jobs.training.resources import Node, allocate_elastic
+from jobs.training.rng import rng_state, seed_rng, start_rng
+from jobs.training.step import Stepper
+from pipelines.samples import Part, SampleIndex, build_index
+from tests.jobs.ranks import run_ranks
+from tests.jobs.tiny_training import CPU, TINY_PSPNET, TinySpec, plan_of, tiny_recipe
+from tests.tiny_data import write_dataset
+
+GPU = torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> SampleIndex:
+    root = tmp_path_factory.mktemp("data")
+    write_dataset(root, shard_sizes=(6, 7, 5, 6))
+    return build_index([Part(dataset=str(root))])
+
+
+# -- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def test_only_sizes_that_divide_lanes_and_batch_train() -> None:
+    recipe = tiny_recipe(global_batch=16, lanes=48)
+    assert usable_sizes(1, 8, recipe=recipe, accumulate=1) == (1, 2, 4, 8)
+    assert usable_sizes(2, 8, recipe=recipe, accumulate=4) == (2, 4)
+    with pytest.raises(ValueError, match=r"workers.min = 5: no number of workers from 5 to 7 divides 48 lanes .*is 4"):
+        usable_sizes(5, 7, recipe=recipe, accumulate=1)
+
+
+@pytest.mark.parametrize(
+    ("possible", "cpus", "total", "size"),
+    [
+        (4, 1.0, 9.0, 4),
+        (3, 1.0, 9.0, 2),  # three do not divide
+        (4, 1.0, 4.0, 2),  # four would take the last CPU
+        (1, 1.0, 1.0, 1),  # there is none to leave
+        (0, 1.0, 4.0, 0),
+    ],
+)
+def test_a_group_takes_what_divides_and_leaves_a_cpu(possible: int, cpus: float, total: float, size: int) -> None:
+    assert largest_size((1, 2, 4), possible, cpus=cpus, total_cpus=total) == size
+
+
+@pytest.mark.parametrize(
+    ("nodes", "device", "expected"),
+    [
+        ([Node(1)] * 5, "cpu", (4, "cpu", 1.0)),
+        ([Node(1)] * 3, "cpu", (2, "cpu", 1.0)),
+        ([Node(16)], "auto", (4, "cpu", 3.0)),
+        ([Node(2)], "cpu", (1, "cpu", 1.0)),
+        ([Node(8, gpus=2)], "auto", (2, "cuda", 3.0)),
+        ([Node(32, gpus=8)], "cuda", (4, "cuda", 7.0)),
+    ],
+)
+def test_an_elastic_group_is_sized_for_the_machines_that_are_there(
+    nodes: list[Node], device: Any, expected: tuple[int, str, float]
+) -> None:
+    found = allocate_elastic(nodes, sizes=(1, 2, 4), device=device, threads=None)
+    assert (found.workers, found.device, found.cpus) == expected
+    assert found.sizes == (1, 2, 4)
+
+
+def test_a_small_group_on_gpus_takes_more_passes_and_one_on_cpus_as_many_as_before(index: SampleIndex) -> None:
+    recipe = tiny_recipe(global_batch=16, lanes=48)
+    plan = plan_of(index, "run", recipe, accumulate=2, max_workers=4)
+    assert [passes_of(plan, Worker(0, world, GPU)) for world in (4, 2, 1)] == [2, 4, 8], "two images a pass, always"
+    assert [passes_of(plan, Worker(0, world, CPU)) for world in (4, 2, 1)] == [2, 2, 2]
+    odd = plan_of(index, "run", tiny_recipe(global_batch=12, lanes=48), max_workers=4)
+    assert [passes_of(odd, Worker(0, world, GPU)) for world in (4, 3, 2, 1)] == [1, 2, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ({"min": 4, "max": 2}, "min = 4 is more than max = 2"),
+        ({"min": 2, "max": 2}, "min and max are both 2: write workers = 2"),
+        ({"min": 0, "max": 2}, "greater than 0"),
+        (0, "greater than 0"),
+    ],
+)
+def test_a_range_of_workers_that_is_none_is_refused(workers: Any, message: str) -> None:
+    settings = {"name": "x", "recipe": "pspnet_mobilenetv2_camvid", "data": [{"dataset": "d"}], "workers": workers}
+    with pytest.raises(ValueError, match=message):
+        TrainJob.model_validate(settings)
+
+
+# -- random numbers --------------------------------------------------------------------------------------------------
+
+
+def test_random_numbers_go_on_at_the_same_size_and_are_those_of_seed_step_size_and_rank_at_another() -> None:
+    saved = []
+    for rank in range(2):
+        seed_rng(7, rank)
+        saved.append(rng_state(CPU))
+
+    def draw(rank: int, world: int, step: int = 30) -> list[float]:
+        start_rng(saved, seed=3, step=step, rank=rank, world=world, device=CPU)
+        return list(torch.rand(3).tolist())
+
+    seed_rng(7, 1)
+    expected = torch.rand(3).tolist()
+    assert draw(1, 2) == expected
+    resized = [draw(rank, 4) for rank in range(4)]
+    assert len({tuple(numbers) for numbers in resized}) == 4
+    torch.rand(100)
+    assert [draw(rank, 4) for rank in range(4)] == resized, "whatever was drawn before"
+    assert draw(0, 4, step=31) != resized[0]
+
+
+# -- 4 -> 2 -> 4 -----------------------------------------------------------------------------------------------------
+
+Steps = dict[int, list[str]]
+
+
+def train_part(rank: int, world: int, plan: TrainPlan, until: int) -> Steps:
+    """Train as a group of some size until a notice; the ids of every step, as this rank saw them."""
+    ids: Steps = {}
+    known_after = 2 if world > 1 else 1  # what one rank says after a step, all know after the next
+    notices, real = Notices(), Stepper.step
+
+    def recording(self: Stepper, batches: Any) -> Any:
+        step = batches[0].step
+        ids[step] = [sample for batch in batches for sample in batch.ids]
+        if step + known_after == until:
+            notices.give(Stop.RESIZE, "another size")
+        return real(self, batches)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "step", recording)
+        _, figures = train(plan, Worker(rank=rank, world=world, device=CPU), notices=notices)
+    assert figures["steps"] == until
+    return ids
+
+
+def ids_of(parts: list[Steps]) -> dict[int, list[str]]:
+    """The ids of every global step."""
+    return {step: sorted(sample for part in parts for sample in part[step]) for step in parts[0]}
+
+
+def test_a_run_of_four_then_two_then_four_workers_sees_what_four_see_and_learns_the_same(
+    index: SampleIndex, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(model=TINY_PSPNET | {"dropout": 0.0}, steps=20, global_batch=8, lanes=8)
+    settings = {"checkpoint_every": 100, "log_every": 1, "max_workers": 4}
+    straight = run_ranks(train_part, 4, plan_of(index, tmp_path / "straight", recipe, **settings), 20)
+    plan = plan_of(index, tmp_path / "elastic", recipe, **settings)
+    parts = [run_ranks(train_part, world, plan, until) for world, until in ((4, 7), (2, 13), (4, 20))]
+    seen = {step: ids for part in parts for step, ids in ids_of(part).items()}
+    assert seen == ids_of(straight)
+    assert sorted(seen) == list(range(20)), "no step twice"
+    epoch = [sample for step in range(3) for sample in seen[step]]
+    assert len(set(epoch)) == index.num_samples == 24
+    losses = [[point["train/loss"] for point in read_points(str(tmp_path / run))] for run in ("straight", "elastic")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_the_smallest_and_the_largest_network_state_travel_between_group_sizes(
+    index: SampleIndex, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(model=TinySpec(norm=True, dropout=0.3), global_batch=4, lanes=4)
+    plan = plan_of(index, tmp_path, recipe, checkpoint_every=100)
+    run_ranks(train_part, 2, plan, 3)
+    again = [run_ranks(train_part, 1, plan, 5), run_ranks(train_part, 2, plan, 6)]
+    assert [sorted(part[0]) for part in again] == [[3, 4], [5]]
