@@ -65,10 +65,6 @@ class Case(NamedTuple):
         )
 
 
-CASES = {"windows": Case(), "scales": Case(scaled=1), "network": Case(network=1)}
-TINY = {"height": 48, "width": 96, "window": 24}
-
-
 class Pooled(SegModel):
     """Scores of a cell from the mean colour of its pixels: next to no work and memory."""
 
@@ -89,23 +85,40 @@ class Pooled(SegModel):
         raise NotImplementedError
 
 
+def windows(effort: Effort) -> Entries:
+    """Time and memory of sliding windows."""
+    sizes = _sizes(Case(), effort)
+    return {"prediction_windows_time": _time(sizes, effort), "prediction_windows_memory": _memory(sizes)}
+
+
+def scales(effort: Effort) -> Entries:
+    """Time of sliding windows over scales and mirror images."""
+    return {"prediction_scales_time": _time(_sizes(Case(scaled=1), effort), effort)}
+
+
+def network(effort: Effort) -> Entries:
+    """Memory of sliding windows with a real network."""
+    return {"prediction_network_memory": _memory(_sizes(Case(network=1), effort))}
+
+
 def entries(effort: Effort) -> Entries:
-    """Memory of every case, and time of those without a real network."""
-    found: dict[str, Measured] = {}
-    for name, case in CASES.items():
-        sizes = case._replace(**TINY) if effort.tiny else case
-        if not case.network:
-            ours, peer = prepare_ours(*sizes), prepare_peer(*sizes)
-            note = f"{float((ours() == peer()).float().mean()):.4%} of the labels are equal"
-            found[f"prediction_{name}_time"] = cpu_pairs(ours, peer, effort=effort.few, note=note)
-        found[f"prediction_{name}_memory"] = Measured(*peaks(*sizes), unit="bytes")
-    return found
+    """All of them."""
+    return {**windows(effort), **scales(effort), **network(effort)}
 
 
-def peaks(*sizes: int) -> tuple[float, float]:
-    """Bytes by which a fresh process grows for ours, and one for the peer."""
-    ours, peer = (peak_bytes(f"benchmarks.prediction:prepare_{kind}", *sizes) for kind in ("ours", "peer"))
-    return ours, peer
+def _sizes(case: Case, effort: Effort) -> Case:
+    return case._replace(height=48, width=96, window=24) if effort.tiny else case
+
+
+def _time(case: Case, effort: Effort) -> Measured:
+    ours, peer = prepare_ours(*case), prepare_peer(*case)
+    note = f"{float((ours() == peer()).float().mean()):.4%} of the labels are equal"
+    return cpu_pairs(ours, peer, effort=effort.few, note=note)
+
+
+def _memory(case: Case) -> Measured:
+    ours, peer = (peak_bytes(f"benchmarks.prediction:prepare_{kind}", *case) for kind in ("ours", "peer"))
+    return Measured(ours, peer, unit="bytes")
 
 
 def prepare_ours(*sizes: int) -> Work:
@@ -177,4 +190,4 @@ def _starts(side: int, case: Case) -> list[int]:
 
 
 if __name__ == "__main__":
-    command(__doc__, entries)
+    command(__doc__, windows, scales, network)

@@ -245,10 +245,10 @@ class TrainJob(Job):
 
     @model_validator(mode="after")
     def _check_data_workers(self) -> Self:
-        if 0 < self.data_workers < self.workers:
+        if 0 < self.data_workers < self.max_workers:
             raise ValueError(
-                f"data_workers = {self.data_workers}: each of {self.workers} workers needs one of its own; use "
-                f"{self.workers} or more, or 0 for threads"
+                f"data_workers = {self.data_workers}: each of {self.max_workers} workers needs one of its own; use "
+                f"{self.max_workers} or more, or 0 for threads"
             )
         return self
 

@@ -79,7 +79,8 @@ def make_predictor(checkpoint: Checkpoint, *, spec: PredictorSpec, device: Devic
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"compute.gpus: machine {os.uname().nodename} has no GPU that torch can use")
     torch.set_num_threads(threads)
-    keep_freed_memory()
+    if spec.memory_gb is None:  # kept memory has holes that no limit foresees
+        keep_freed_memory()
     model, mirrored = load_checkpoint(checkpoint, device=device).model, checkpoint.label_space.mirrored
     return Predictor(model, spec=spec, device=device, mirrored=mirrored)
 

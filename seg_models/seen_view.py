@@ -77,7 +77,7 @@ class SeenView:
             into = total[:, _within(down, rows), _within(along, columns)]
             into += torch.softmax(part, dim=0) if self._of_probabilities else part
         counts = self._row_counts[rows, None] * self._column_counts[columns]
-        return total.div_(counts)
+        return torch.div(total, counts, out=total)
 
     def _look(self, rows: Part) -> Tensor:
         """Scores of a row of windows at all images, (columns, N, K, h, w)."""
@@ -85,12 +85,12 @@ class SeenView:
         num_passes = -(-len(looks) // self._num_looks)
         found: Tensor | None = None
         for chunk in strips(len(looks), rows=-(-len(looks) // num_passes)):
-            scores: Tensor = self._network(cut(self._images, looks[chunk]))
+            scores = self._network(cut(self._images, looks[chunk]))
             if found is None:
                 found = scores.new_empty((len(looks), *scores.shape[1:]), dtype=torch.float32)
             found[chunk] = scores[:, self._order] if self._view.mirrored else scores
         assert found is not None
-        return found.unflatten(0, (len(self._view.columns), len(self._images)))
+        return found.view(len(self._view.columns), len(self._images), *found.shape[1:])
 
     def _enlarged(self, number: int, rows: slice, columns: slice) -> Iterator[tuple[Tensor, slice, slice]]:
         """What each look says about the pixels of a tile that it sees, and which rows and columns these are."""

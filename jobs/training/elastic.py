@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayError
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 
 from jobs.training.notice import Stop, listen_for_sigterm, stop_this_process
 
@@ -33,6 +33,12 @@ class UsableSizes(ElasticScalingPolicy):  # type: ignore[misc]
     def __init__(self, scaling_config: ScalingConfig, *, sizes: Sequence[int], data_workers: int) -> None:
         super().__init__(scaling_config)
         self._sizes, self._data_workers = tuple(sizes), data_workers
+
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        """Grow where there is room; a healthy group is never made smaller."""
+        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        shrinks = isinstance(decision, ResizeDecision) and decision.num_workers < worker_group_state.num_workers
+        return NoopDecision() if shrinks else decision
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         possible = super()._count_possible_workers(reserved_resources)

@@ -39,6 +39,8 @@ _ENVIRONMENT = {
     # The workers ask themselves, twice a second: Ray's watcher is one more process and looks every five seconds.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+_ELASTIC_START_S = "20"
+"""An elastic group that does not come together soon is tried in another size: the machine it counted on may be dead."""
 IDLE_STOPS = 3
 """Groups in a row that were told to stop before they had done a step."""
 
@@ -99,7 +101,7 @@ def _train_group(
 ) -> dict[str, Any]:
     """Train until the end or a notice."""
     attempt = uuid.uuid4().hex[:12]
-    with tempfile.TemporaryDirectory(prefix="segray-train-") as scratch, _environment(), _own_interrupts():
+    with tempfile.TemporaryDirectory(prefix="segray-train-") as scratch, _environment(allocation), _own_interrupts():
         trainer = _Trainer(
             run_worker,
             # As bytes: Ray's controller unpacks this table too, and would import the networks for it.
@@ -107,7 +109,8 @@ def _train_group(
             scaling_config=_scaling(allocation, look_every_s=look_every_s),
             run_config=_run_config(f"{name}-{attempt}", scratch, allocation, max_failures=max_failures),
         )
-        trainer.sizes, trainer.data_workers = allocation.sizes, allocation.data_workers
+        trainer.sizes = allocation.sizes if _is_elastic(allocation) else ()
+        trainer.data_workers = allocation.data_workers
         try:
             figures = trainer.fit().return_value
         except (TrainingFailedError, RayError) as error:
@@ -130,22 +133,26 @@ def _scaling(allocation: Allocation, *, look_every_s: float) -> ScalingConfig:
     resources = {"CPU": allocation.cpus}
     if allocation.device == "cuda":
         resources["GPU"] = 1.0
-    elastic = len(allocation.sizes) > 1
     return ScalingConfig(
-        num_workers=(allocation.sizes[0], allocation.sizes[-1]) if elastic else allocation.workers,
+        num_workers=((allocation.sizes[0], allocation.sizes[-1]) if _is_elastic(allocation) else allocation.workers),
         use_gpu=allocation.device == "cuda",
         resources_per_worker=resources,
         elastic_resize_monitor_interval_s=look_every_s,
     )
 
 
+def _is_elastic(allocation: Allocation) -> bool:
+    return len(allocation.sizes) > 1
+
+
 def _run_config(name: str, scratch: str, allocation: Allocation, *, max_failures: int) -> RunConfig:
     # cuBLAS is deterministic only with a fixed workspace, which it reads when the process starts.
     environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if allocation.device == "cuda" else {}
+    start_failures = -1 if _is_elastic(allocation) else START_ATTEMPTS - 1  # elastic groups wait for room
     return RunConfig(
         name=name,
         storage_path=scratch,
-        failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=START_ATTEMPTS - 1),
+        failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=start_failures),
         logging_config=LoggingConfig(log_level="ERROR"),
         worker_runtime_env={"env_vars": environment} if environment else None,
     )
@@ -177,9 +184,10 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
+def _environment(allocation: Allocation) -> Iterator[None]:
     """What Ray Train reads from the environment of the driver; what the user has set stays."""
-    added = {key: value for key, value in _ENVIRONMENT.items() if key not in os.environ}
+    settings = _ENVIRONMENT | ({START_TIMEOUT: _ELASTIC_START_S} if _is_elastic(allocation) else {})
+    added = {key: value for key, value in settings.items() if key not in os.environ}
     os.environ.update(added)
     try:
         yield

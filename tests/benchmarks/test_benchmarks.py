@@ -26,6 +26,7 @@ from benchmarks import (
     gpu,
     hmsa,
     position_attention,
+    prediction,
     ray_pssl_loop,
     run,
     smoothgrad,
@@ -61,6 +62,12 @@ NAMES = {
     },
     upsample_ce: {
         f"upsample_ce{ending}_{what}" for ending in ("", "_weighted", "_ohem", "_150") for what in ("time", "memory")
+    },
+    prediction: {
+        "prediction_windows_time",
+        "prediction_windows_memory",
+        "prediction_scales_time",
+        "prediction_network_memory",
     },
     fastfcn: {"fastfcn_dilated_time", "fastfcn_dilated_gmac"},
     hmsa: {"hmsa_pair_gmac"},
@@ -115,6 +122,12 @@ def test_a_training_step_is_measured_against_a_plain_script(tmp_path: Path) -> N
     found = written(train_step.entries(TINY), tmp_path)
     assert set(found) == {"train_step_ddp"}
     check_shape(found["train_step_ddp"])
+
+
+@pytest.mark.slow
+def test_a_process_that_predicts_2048_by_4096_pixels_stays_under_the_limit_it_was_told() -> None:
+    grown = peak_bytes("benchmarks.prediction:prepare_ours", *prediction.Case(network=1))
+    assert 0.1e9 < grown < prediction.LIMIT_GB * 1e9
 
 
 def test_a_benchmark_is_a_command_that_prints_and_writes(tmp_path: Path) -> None:

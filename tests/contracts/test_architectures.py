@@ -40,6 +40,7 @@ from seg_models.metrics import ConfusionMatrix
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.parts.mask_losses import MaskLossSpec
 from seg_models.parts.mining import HardPixels
+from seg_models.peak_memory import LiveBytes, foresee
 from seg_models.predictor import Predictor
 from seg_models.spec import ARCHITECTURES, ModelSpec, preset, resolve_model_spec
 
@@ -370,6 +371,21 @@ def test_an_exported_program_gives_equal_scores(spec: ModelSpec) -> None:
         exported = torch.export.export(network, (images,), strict=False).module()(images)
         torch.testing.assert_close(exported, network(images))
     assert exported.shape == (1, K, 40, 56)
+
+
+@pytest.mark.slow
+@every_architecture
+def test_the_memory_of_a_prediction_is_known_before_it_runs(spec: ModelSpec) -> None:
+    model = build(spec).eval()
+    images = torch.zeros(2, 3, 64, 96).contiguous(memory_format=torch.channels_last)
+    found = foresee(
+        model, lambda network, x: network(x).logits, shape=images.shape, dtype=images.dtype, device=images.device
+    )
+    with torch.no_grad(), LiveBytes() as live:
+        live.hold(images)
+        scores = model(images).logits
+    assert found.scores_shape == tuple(scores.shape)
+    assert live.peak_bytes <= found.peak_bytes <= 1.1 * live.peak_bytes
 
 
 @every_architecture

@@ -20,7 +20,7 @@ STORE_BYTES = 100 * 1024**2
 
 
 class Nodes:
-    """A running cluster, as a test sees it: a head of one CPU and nodes of one CPU each, by id."""
+    """A running cluster, as a test sees it: a head of one CPU, and nodes by id."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -32,10 +32,10 @@ class Nodes:
         """What a process needs to join."""
         return {"RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": self.address}
 
-    def fill(self, count: int) -> None:
-        """Make sure that there are so many nodes beside the head."""
+    def fill(self, count: int, *, cpus: int = 1) -> None:
+        """Make sure that there are so many nodes beside the head; those that are added have so many CPUs."""
         while len(self.alive) < count:
-            self.alive.append(self._ask("add"))
+            self.alive.append(self._ask("add", cpus))
         while len(self.alive) > count:
             self.kill(self.alive[-1])
 
@@ -86,7 +86,7 @@ def ray_nodes() -> Iterator[Nodes]:
 
 
 def _main() -> None:
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
     from ray.cluster_utils import Cluster
 
     quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 6}
@@ -94,8 +94,8 @@ def _main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes: dict[str, Any] = {}
 
-    def add() -> str:
-        node = cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+    def add(cpus: int) -> str:
+        node = cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES)
         nodes[node.node_id] = node
         return str(node.node_id)
 

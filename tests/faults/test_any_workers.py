@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from jobs.training.checkpoints import checkpoint_uri
 from jobs.training.loop import train
 from jobs.training.plan import TrainPlan, Worker
 from jobs.training.points import read_points
-from jobs.training.resume import checkpoint_uri
 from jobs.training.step import Stepper
 from pipelines import storage
 from pipelines.batch_plan import Batch

@@ -129,8 +129,9 @@ def test_three_ranks_whose_gradients_are_added_in_order_lose_one_and_end_with_eq
 def test_an_elastic_group_goes_on_smaller_when_a_node_is_lost_and_grows_without_doing_a_step_twice(
     dataset: str, tmp_path: Path, nodes: Nodes
 ) -> None:
-    recipe = recipe_of(steps=150, pause_s=PAUSE_S)
-    nodes.fill(2)
+    recipe = recipe_of(steps=180, pause_s=PAUSE_S)
+    nodes.fill(0)
+    nodes.fill(2, cpus=2)  # workers take two each, so that the head has no room for one
     workers = {"min": 1, "max": 2, "look_every_s": 2}
     training = Training(job_of(dataset, tmp_path / "runs", recipe, workers=workers), tmp_path, nodes)
     recoveries, alive = training.recoveries, lambda: training.driver.is_alive()
@@ -139,7 +140,7 @@ def test_an_elastic_group_goes_on_smaller_when_a_node_is_lost_and_grows_without_
     node = training.node_of(rank)
     recoveries.after(f"node of rank {rank} lost", lambda: nodes.kill(node), alive=alive)
     training.at(20)
-    recoveries.after("node added", lambda: nodes.fill(2), alive=alive)
+    recoveries.after("node added", lambda: nodes.fill(2, cpus=2), alive=alive)
     training.driver.finish()
     recoveries.show()
     assert [len(group["workers"]) for group in read_groups(str(training.run))] == [2, 1, 2]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.training.worker import publish_model
+from jobs.training.publish import MODEL_FOLDER, copy_weights
+from jobs.training.publish import publish as publish_weights
 from pipelines.autolabel import AutolabelResult, run_autolabel
 from pipelines.autolabel_plan import plan_autolabel
 from pipelines.keep import KeepSpec
@@ -30,7 +31,7 @@ def train_on(dataset: Dataset, labels: str, run: Path) -> str:
     index = build_index([Part(dataset=dataset.root, labels=labels, split="train")])
     plan = plan_of(index, run, tiny_recipe(steps=20))
     model, figures = train_alone(plan)
-    publish_model(plan, model, {"workers": 1, **figures})
+    publish_weights(plan, copy_weights(model, step=figures["steps"]), folder=MODEL_FOLDER, workers=1)
     return str(run)
 
 

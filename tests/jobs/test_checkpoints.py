@@ -44,7 +44,8 @@ def save_step(run: Path, step: int) -> Path:
 
 
 def newest(run: Path, told: list[str] | None = None) -> int | None:
-    state = newest_state(str(run), log=[].append if told is None else told.append)
+    told = [] if told is None else told
+    state = newest_state(str(run), log=told.append)
     return None if state is None else state.step
 
 

@@ -64,7 +64,8 @@ def test_the_training_goes_on_while_a_save_is_under_way_and_the_next_save_waits_
 
 def test_a_save_that_fails_is_tried_again_and_that_is_told() -> None:
     told: list[str] = []
-    saver, done = saver_of(told), []
+    done: list[int] = []
+    saver = saver_of(told)
     saver.submit("checkpoint of step 5", failing(ATTEMPTS - 1, OSError("no space left"), done))
     assert saver.flush()
     assert len(done) == ATTEMPTS

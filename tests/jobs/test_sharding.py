@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from jobs.training.checkpoints import checkpoint_uri, load_checkpoint
 from jobs.training.plan import TrainPlan
 from jobs.training.points import read_points
-from jobs.training.resume import checkpoint_uri, load_checkpoint
 from jobs.training.sharding import units
 from pipelines import storage
 from pipelines.samples import Part, SampleIndex, build_index

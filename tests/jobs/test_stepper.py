@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from jobs.specs import TrainJob
+from jobs.training.checkpoints import checkpoint_uri, load_checkpoint
 from jobs.training.model import fresh_model, place_model
 from jobs.training.plan import TrainPlan, Worker
 from jobs.training.points import read_points
-from jobs.training.resume import checkpoint_uri, load_checkpoint
 from jobs.training.step import Stepper
 from pipelines import storage
 from pipelines.batch_plan import Batch

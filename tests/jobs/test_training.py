@@ -153,7 +153,7 @@ def test_backbone_weights_in_an_object_store_are_found_before_work_and_loaded_by
     for name in ("w.safetensors", "missing.safetensors"):
         backbone = TINY_PSPNET["backbone"] | {"weights": f"s3://bucket/{name}"}
         recipe = tiny_recipe(model=TINY_PSPNET | {"backbone": backbone})
-        work = TrainWork(job.model_copy(update={"recipe": recipe}), str(tmp_path / "runs" / "x"), index, {}, 1)
+        work = TrainWork(job.model_copy(update={"recipe": recipe}), str(tmp_path / "runs" / "x"), index, {}, (1,))
         if name == "w.safetensors":
             find_first_weights(work, fetch=False)
             model, _ = fresh_model(plan_of(index, tmp_path, recipe), Worker(rank=0, world=1, device=CPU))

@@ -284,7 +284,7 @@ def test_the_training_does_not_wait_for_a_validation_under_way(
 def test_a_job_validates_beside_its_training_keeps_the_best_and_says_what_an_evaluation_says(
     dataset: str, tmp_path: Path
 ) -> None:
-    recipe = tiny_recipe(model=TinySpec(norm=True, pause_s=0.05), steps=120)
+    recipe = tiny_recipe(model=TinySpec(norm=True, pause_s=0.05), steps=60)
     settings: dict[str, Any] = {
         "name": "tiny",
         "recipe": recipe,
@@ -303,7 +303,7 @@ def test_a_job_validates_beside_its_training_keeps_the_best_and_says_what_an_eva
     rows = result["validations"]
     assert rows == read_rows(str(run))
     assert len(rows) >= 2, "at least one beside the training, and the last one"
-    assert (rows[-1]["step"], rows[-1]["miou"]) == (120, result["miou"])
+    assert (rows[-1]["step"], rows[-1]["miou"]) == (60, result["miou"])
     best = best_row(rows, "miou")
     assert best is not None
     assert result["best"]["step"] == best["step"] == load_model(run / "best").info["provenance"]["step"]

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import cli
 from jobs.report import written_by
-from jobs.training.worker import publish_model
+from jobs.training.publish import MODEL_FOLDER, copy_weights, publish
 from pipelines.samples import Part, build_index
 from seg_models import __version__
 from tests.conftest import ROOT
@@ -42,7 +42,7 @@ def test_the_version_is_that_of_the_installed_package() -> None:
 def test_a_model_is_published_with_its_version_where_segray_is_not_installed(tmp_path: Path) -> None:
     write_dataset(tmp_path / "data", shard_sizes=(2,))
     plan = plan_of(build_index([Part(dataset=str(tmp_path / "data"))]), tmp_path / "run", tiny_recipe())
-    publish_model(plan, plan.recipe.model.build(3), {"workers": 1})
+    publish(plan, copy_weights(plan.recipe.model.build(3), step=1), folder=MODEL_FOLDER, workers=1)
     info = json.loads((tmp_path / "run" / "model" / "model.json").read_text())
     assert info["provenance"]["versions"]["segray"] == __version__
 

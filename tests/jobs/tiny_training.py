@@ -60,7 +60,8 @@ class Tiny(SegModel):
         self.head = nn.Conv2d(spec.width, num_classes, 1)
 
     def forward(self, images: Tensor) -> SemanticOutput:
-        time.sleep(self.spec.pause_s)
+        if self.spec.pause_s:  # a compiler cannot look into it
+            time.sleep(self.spec.pause_s)
         features = self.backbone(images.float() / 255 - 0.5)
         return SemanticOutput(self.head(self.dropout(torch.relu(self.norm(features)))))
 

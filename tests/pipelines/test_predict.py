@@ -141,6 +141,17 @@ def test_running_again_over_a_table_predicts_nothing_twice_and_still_tells_what_
         go(model, folder, tmp_path / "out", format="table")
 
 
+def test_a_limit_of_memory_stops_the_job_where_it_is_too_small_and_changes_no_label_where_it_is_not(
+    model: str, folder: Path, tmp_path: Path
+) -> None:
+    small, enough = (PredictorSpec(window=(16, 16), memory_gb=gb) for gb in (0.01, 0.5))
+    with pytest.raises(ShardError, match=r"predictor.memory_gb = 0.01 is too small .* the smallest that works is 0"):
+        go(model, folder, tmp_path / "small", predictor=small)
+    go(model, folder, tmp_path / "out", predictor=enough)
+    label = read_label_image((tmp_path / "out" / "labels" / "a.png").read_bytes())
+    assert np.array_equal(label, drawn(0)["label"])
+
+
 def test_predictions_of_another_model_or_other_settings_are_never_mixed(
     model: str, folder: Path, tmp_path: Path
 ) -> None:

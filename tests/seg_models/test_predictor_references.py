@@ -140,7 +140,7 @@ def reference(model: Mixed, image: Tensor, spec: PredictorSpec, *, mirrored: Seq
     return softmax(mean) if spec.average == "logits" else np.asarray(mean)
 
 
-SLIDING = {"window": (12, 16), "stride": (5, 9)}
+SLIDING: dict[str, object] = {"window": (12, 16), "stride": (5, 9)}
 WAYS: dict[str, dict[str, object]] = {
     "whole": {},
     "sliding": SLIDING,
