@@ -23,7 +23,7 @@ from benchmarks.label_value.page import BEGIN, END, write_section
 from benchmarks.label_value.pretraining import IMAGES
 from benchmarks.label_value.results import Results
 from benchmarks.label_value.settings import Settings
-from benchmarks.label_value.stages import FRAMES
+from benchmarks.label_value.stages import FRAMES, Stages
 from benchmarks.label_value.tables import class_table, comparison, gain, spread
 from benchmarks.label_value.teachers import Merged
 from pipelines import schema
@@ -187,9 +187,9 @@ def test_a_folder_without_the_data_is_told(tmp_path: Path) -> None:
         stages_in(tmp_path).prepare()
 
 
-def stages_in(folder: Path) -> command.Stages:
+def stages_in(folder: Path) -> Stages:
     results = Results(folder / "r.json", lock=folder / "lock")
-    return command.Stages(Settings(), data=folder, output=folder / "out", results=results)
+    return Stages(Settings(), data=folder, output=folder / "out", results=results)
 
 
 @pytest.mark.slow
