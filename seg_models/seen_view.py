@@ -76,8 +76,8 @@ class SeenView:
                 total = part.new_zeros(len(part), rows.stop - rows.start, columns.stop - columns.start)
             into = total[:, _within(down, rows), _within(along, columns)]
             into += torch.softmax(part, dim=0) if self._of_probabilities else part
-        total /= self._row_counts[rows, None] * self._column_counts[columns]
-        return total
+        counts = self._row_counts[rows, None] * self._column_counts[columns]
+        return torch.div(total, counts, out=total)
 
     def _look(self, rows: Part) -> Tensor:
         """Scores of a row of windows at all images, (columns, N, K, h, w)."""
@@ -90,8 +90,7 @@ class SeenView:
                 found = scores.new_empty((len(looks), *scores.shape[1:]), dtype=torch.float32)
             found[chunk] = scores[:, self._order] if self._view.mirrored else scores
         assert found is not None
-        by_column: Tensor = found.unflatten(0, (len(self._view.columns), len(self._images)))
-        return by_column
+        return found.view(len(self._view.columns), len(self._images), *found.shape[1:])
 
     def _enlarged(self, number: int, rows: slice, columns: slice) -> Iterator[tuple[Tensor, slice, slice]]:
         """What each look says about the pixels of a tile that it sees, and which rows and columns these are."""

@@ -17,7 +17,7 @@ from pipelines.sampling import epoch_samples, make_order
 from seg_models.checkpoints import MODEL_FILE
 from seg_models.recipes.recipe import Recipe
 
-Metric = Literal["miou", "pixel_accuracy"]
+Metric = Literal["miou", "fwiou", "pixel_accuracy", "mean_accuracy"]
 """What validations are compared by; more is better."""
 
 

@@ -37,7 +37,7 @@ from pipelines.shards import ComputeSpec, run_here
 from seg_models.predictor import PredictorSpec
 
 LOOK_EVERY_S = 1.0
-FIGURES = ("miou", "pixel_accuracy", "evaluated", "skipped")
+FIGURES = ("miou", "fwiou", "pixel_accuracy", "mean_accuracy", "evaluated", "skipped")
 
 
 def validate_weights(checkpoint: str, data: LabelledSplit, compute: ComputeSpec) -> dict[str, float]:

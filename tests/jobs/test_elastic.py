@@ -142,6 +142,7 @@ def train_part(rank: int, world: int, plan: TrainPlan, until: int) -> Steps:
         return real(self, batches)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.training.agreement.EVERY_S", 0.0)
         patch.setattr(Stepper, "step", recording)
         _, figures = train(plan, Worker(rank=rank, world=world, device=CPU), notices=notices)
     assert figures["steps"] == until

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from jobs.training.agreement import Agreement
 from jobs.training.checkpoints import checkpoint_steps, load_checkpoint
 from jobs.training.groups import read_groups
 from jobs.training.loop import train
@@ -78,6 +79,7 @@ def stop_and_go_on(rank: int, world: int, plan: TrainPlan, straight: TrainPlan) 
     worker, notices = Worker(rank=rank, world=world, device=CPU), Notices()
     whole, _ = train(straight, worker)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jobs.training.agreement.EVERY_S", 0.0)
         if rank == 1:
             give_at(2, notices, patch)
         _, stopped = train(plan, worker, notices=notices)
@@ -91,6 +93,28 @@ def test_a_notice_to_one_rank_stops_both_after_the_same_step(index: SampleIndex,
     plans = plan_of(index, tmp_path / "cut", recipe), plan_of(index, tmp_path / "straight", recipe)
     first, second = run_ranks(stop_and_go_on, 2, *plans)
     assert first == second == [4, "TAKEN_AWAY", "the machine goes", 4, True], "said after step 3, known after step 4"
+
+
+def exchange_often(rank: int, world: int) -> list[list[str]]:
+    """Notices of rank 1 among steps whose lengths the ranks measure differently; what this rank is told."""
+    now = [0.0]
+    agreement = Agreement(world, clock=lambda: now[0])
+    told = []
+    for step in range(40):
+        now[0] += (0.1, 0.02)[rank]
+        stop = agreement.reached(Stop.TAKEN_AWAY if rank == 1 and step >= 20 else Stop.NONE)
+        told.append(stop.name)
+        if stop is not Stop.NONE:
+            break
+    agreement.close()
+    return [told]
+
+
+def test_short_steps_are_not_interrupted_for_every_exchange_and_all_ranks_count_alike() -> None:
+    first, second = run_ranks(exchange_often, 2)
+    assert first == second
+    assert first[0][-1] == "TAKEN_AWAY"
+    assert len(first[0]) - 20 <= 2 * 3, "two exchanges, two steps of the slower rank apart"
 
 
 def test_the_watch_passes_on_what_its_checks_say_and_an_earlier_weightier_notice_stays() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -154,11 +154,26 @@ def test_every_scale_is_looked_at_and_averaged() -> None:
     np.testing.assert_allclose(scaled.confidence, once.confidence, atol=1e-6)
 
 
+class Shades(Brightness):
+    """Scores of a pixel depend on that pixel only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.output_stride = 1
+
+    def forward(self, images: Tensor) -> SemanticOutput:
+        self.shapes.append(tuple(images.shape[-2:]))
+        return SemanticOutput(-(images.float().mean(1, keepdim=True) - self.levels.view(1, K, 1, 1)).abs() / 40)
+
+
+@pytest.mark.parametrize("average", ["window_logits", "logits", "probabilities"])
 @pytest.mark.parametrize("window", [(8, 8), (12, 20), (7, 9), (100, 100)])
-def test_windows_of_a_model_that_sees_one_cell_equal_the_whole_image(window: tuple[int, int]) -> None:
+def test_windows_of_a_model_that_sees_one_pixel_equal_the_whole_image(
+    window: tuple[int, int], average: Literal["window_logits", "logits", "probabilities"]
+) -> None:
     image = make_image(41, 53)
-    whole = Predictor(Brightness()).predict(image)
-    slid = Predictor(Brightness(), spec=PredictorSpec(window=window)).predict(image)
+    whole = Predictor(Shades()).predict(image)
+    slid = Predictor(Shades(), spec=PredictorSpec(window=window, average=average)).predict(image)
     assert np.array_equal(slid.label, whole.label)
     np.testing.assert_allclose(slid.confidence, whole.confidence, atol=1e-6)
 
@@ -190,8 +205,24 @@ def test_anything_but_uint8_rgb_is_refused(image: NDArray[np.uint8]) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"short_side": 3, "size": (2, 2)}, {"scales": ()}, {"scales": (0.0,)}, {"window": (0, 4)}],
+    [{"short_side": 3, "size": (2, 2)}, {"scales": ()}, {"scales": (0.0,)}, {"window": (0, 4)}, {"memory_gb": 0}],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
+        PredictorSpec.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stride": (8, 8)}, "stride takes no effect without `window`"),
+        ({"window": (8, 8), "stride": (8, 9)}, r"stride \(8, 9\) leaves pixels out between windows of \(8, 8\)"),
+        ({"average": "logits"}, "average = 'logits' takes no effect without `window`, `flip` or several scales"),
+        ({"average": "logits", "hierarchical": True, "scales": (0.5, 1)}, "average = 'logits' takes no effect"),
+    ],
+)
+def test_settings_of_windows_and_means_that_take_no_effect_are_refused(
+    settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
         PredictorSpec.model_validate(settings)
