@@ -36,7 +36,7 @@ def test_a_misspelt_key_names_file_key_and_the_nearest(tmp_path: Path, capsys: p
     code, text = failing(["evaluate", job], capsys)
     assert code == 2
     assert text.splitlines()[0].startswith(
-        f"segray: error: {job}: predictor.flp: unknown key (did you mean 'flip'?); allowed: flip,"
+        f"segray: error: {job}: predictor.flp: unknown key (did you mean 'flip'?); allowed: average, flip, hierarchical,"
     )
 
 
