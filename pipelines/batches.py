@@ -119,7 +119,9 @@ class ChunkMaker:
         self._dealing, self._worker, self._run = dealing, worker, run
         plan = dealing.plan
         self._order = plan.make_order()
-        open_shards = -(-self._order.open_shards(plan.world) // dealing.workers) + 1
+        # Whose number divides the lanes serves the lanes of one of world * workers training workers.
+        streams = plan.world * dealing.workers
+        open_shards = self._order.open_shards(streams if self._order.lanes % streams == 0 else plan.world) + 1
         self._maker = SampleMaker(self._order, spec=plan.augment, open_shards=open_shards)
 
     def __call__(self, tasks: dict[str, NDArray[np.int64]]) -> Iterator[pa.Table]:

@@ -110,22 +110,37 @@ def test_labels_of_many_classes_travel_as_two_bytes(tmp_path: Path, inline: None
     check_equal(found, in_threads(plan))
 
 
-def test_a_shard_is_read_by_one_data_worker(tmp_path: Path, inline: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_dataset(tmp_path, shard_sizes=[4] * 80)  # more than are open at once
-    reads: Counter[ShardKey] = Counter()
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[ShardKey]:
+    """How often each shard was read."""
+    counts: Counter[ShardKey] = Counter()
     real = sample_maker._open_shard
 
     def counted(shard: ShardRows) -> sample_maker.OpenShard:
-        reads[shard.key] += 1
+        counts[shard.key] += 1
         return real(shard)
 
     monkeypatch.setattr(sample_maker, "_open_shard", counted)
+    return counts
+
+
+def test_a_shard_is_read_by_one_data_worker(tmp_path: Path, inline: None, reads: Counter[ShardKey]) -> None:
+    write_dataset(tmp_path, shard_sizes=[4] * 80)  # more than are open at once
     plan = plan_of(build_index([Part(dataset=str(tmp_path))]), global_batch=24, steps=13)
     with RayBatches(plan, data_workers=4, chunk=6) as running:
         assert len(list(running)) == 13
     assert len(reads) >= 75
     window = 64 // 12  # shards that a lane mixes; where two lanes share a window, both read it
     assert sum(reads.values()) <= len(reads) + 12 * window
+
+
+@pytest.mark.parametrize("data_workers", [3, 4, 5])
+def test_shards_that_are_all_open_at_once_are_read_once_by_each_data_worker(
+    index: SampleIndex, inline: None, reads: Counter[ShardKey], data_workers: int
+) -> None:
+    with RayBatches(plan_of(index, steps=20), data_workers=data_workers, chunk=3) as running:
+        assert len(list(running)) == 20
+    assert set(reads.values()) == {data_workers}
 
 
 def test_an_unusable_sample_is_told_at_its_batch_by_the_line_that_threads_tell(tmp_path: Path, inline: None) -> None:
