@@ -93,7 +93,7 @@ def entries(effort: Effort) -> Entries:
     """Runs of ours, both ways, and of the DataLoader in turns."""
     if not (PROC / "self/stat").exists():
         return dict.fromkeys(NAMES, Skipped(f"needs {PROC}/self/stat"))
-    lengths = Lengths(1, 2, ahead=4) if effort.tiny else Lengths(16, 48)
+    lengths = Lengths(1, 20, ahead=40) if effort.tiny else Lengths(16, 48)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pairs = photographs(32 if effort.tiny else 256)
