@@ -148,16 +148,31 @@ class _Problem:
     def origin(self, path: str | None, flags: Mapping[str, Any]) -> str:
         """The job file, or `flags` where a flag gave the value."""
         place: Any = flags
-        for key in self.keys:
+        for key in self.keys or self._words()[:1]:  # a check of the whole job begins with the key that it is about
             if not isinstance(place, Mapping) or key not in place:
                 return path or "flags"
             place = place[key]
         return "flags"
 
     def follows_from(self, problems: Sequence[_Problem]) -> bool:
-        """Whether a list only counts as too short because its entries are wrong."""
+        """Whether a list only counts as too short because its entries are wrong, or a value that may be one of two
+        things is what another problem takes it for.
+        """
         inside = [problem for problem in problems if problem.dotted.startswith(f"{self.dotted}.")]
-        return self.detail["type"] == "too_short" and bool(inside)
+        if self.detail["type"] == "too_short":
+            return bool(inside)
+        same = [problem for problem in problems if problem.dotted == self.dotted]
+        return any(problem._type_mismatch < self._type_mismatch for problem in (*inside, *same))
+
+    @property
+    def _type_mismatch(self) -> int:
+        """How little the value looks like what was wanted: 0 not its type is wrong, 1 its type, 2 it is no table."""
+        kind: str = self.detail["type"]
+        return 2 if kind == "model_type" else int(kind.endswith("_type"))
+
+    def _words(self) -> list[str]:
+        words: list[str] = self.detail["msg"].removeprefix("Value error, ").split()
+        return words
 
     def text(self) -> str:
         """Key, value found, what is allowed, nearest valid name."""
@@ -242,7 +257,7 @@ def _kind(model: Any) -> type[BaseModel]:
 
 def _is_branch(part: Any) -> bool:
     """Whether a part of a location is no key but the type of a union's branch."""
-    types = ("str", "int", "float", "bool", "none")
+    types = ("str", "int", "float", "bool", "none", "constrained-int")
     return isinstance(part, str) and ("[" in part or part.startswith("function-") or part in types)
 
 

@@ -20,6 +20,8 @@ from seg_models.spec import AnyModelSpec, Spec
 from seg_models.weights.files import SHA256
 from seg_models.weights.layouts import find_layout
 
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""Names a folder and a run in MLflow. A class of jobs that gives its name a default writes this type again."""
 AnyRecipe = Annotated[Recipe, BeforeValidator(resolve_recipe)]
 """A recipe by name, or a table with `base` (a recipe's name) and only what differs, or a whole one."""
 
@@ -40,7 +42,7 @@ class TrackingSpec(Spec):
 class Job(Spec):
     """What every job has."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: RunName
     """Run name; the same name continues a run."""
     compute: ComputeSpec = ComputeSpec()
     tracking: TrackingSpec = TrackingSpec()
@@ -51,7 +53,7 @@ class Job(Spec):
 class IngestJob(Job):
     """Images and labels of any source -> a dataset."""
 
-    name: str = "ingest"
+    name: RunName = "ingest"
     source: AnySource
     """What to read: `kind` is folder, imagenet, or a published data set (cityscapes, voc, …)."""
     dataset: str
@@ -71,7 +73,7 @@ class IngestJob(Job):
 class CheckJob(Job):
     """Scan a dataset: label values, class pixels, unreadable files, duplicates between splits."""
 
-    name: str = "check"
+    name: RunName = "check"
     dataset: str
     labels: str = "human"
     output: str = "out/check"
@@ -80,7 +82,7 @@ class CheckJob(Job):
 class PsslJob(Job):
     """Images with classes -> a pseudo-label set beside them: made by an ensemble, or imported as released."""
 
-    name: str = "pssl"
+    name: RunName = "pssl"
     dataset: str
     split: str | None = None
     """Only this split; default all."""
@@ -152,7 +154,6 @@ class TrainData(LabelledSplit):
 class TrainJob(Job):
     """Datasets and a recipe -> a checkpoint."""
 
-    name: str
     recipe: AnyRecipe
     """A recipe's name, or a table with `base` (a recipe's name) and the keys that differ."""
     data: tuple[TrainData, ...] = Field(min_length=1)
@@ -189,7 +190,7 @@ class TrainJob(Job):
     """Keep the channels of a pixel side by side in memory, which convolutions are faster with."""
     compile: bool = False
     """Compile the network with torch.compile; the first steps take minutes, a C++ compiler is needed on a CPU."""
-    threads: int | None = None
+    threads: int | None = Field(None, gt=0)
     """Torch threads of each worker; default: its share of the CPUs."""
     data_workers: int = Field(0, ge=0)
     """Ray Data actors of one CPU each, anywhere in the cluster, that decode and augment for all workers together; 0:
@@ -204,7 +205,7 @@ class TrainJob(Job):
     log_every: int = Field(20, gt=0)
     profile_steps: tuple[int, int] | None = None
     """First and last step, counted from 1, of which a profiler's trace is written to `profile` in the run's folder."""
-    max_failures: int = 3
+    max_failures: int = Field(3, ge=0)
     """Worker-group restarts before the run gives up."""
 
     @property
@@ -230,7 +231,22 @@ class TrainJob(Job):
             value = getattr(self, key)
             if self.validate_every is None and value != type(self).model_fields[key].default:
                 raise ValueError(f"{key} = {value!r} takes no effect without validate_every")
+        if self.validate_every is not None:
+            self._check_number_of_validations(self.validate_every)
         return self
+
+    def _check_number_of_validations(self, every: int) -> None:
+        """The one after the last step is made in any case, and ends nothing."""
+        steps = self.recipe.steps
+        beside = (steps - 1) // every
+        if not beside:
+            raise ValueError(f"validate_every = {every} takes no effect: the run has {steps} steps (recipe.steps)")
+        if self.patience is not None and self.patience >= beside:
+            raise ValueError(
+                f"patience = {self.patience} takes no effect: with validate_every = {every}, {steps} steps have "
+                f"{beside} validations before the last step, and the run could end after {self.patience + 1} at the "
+                "earliest"
+            )
 
     @model_validator(mode="after")
     def _check_profile(self) -> Self:
@@ -268,7 +284,7 @@ class TrainJob(Job):
 class EvaluateJob(Job):
     """A checkpoint and a labelled split -> metrics and a report."""
 
-    name: str = "evaluate"
+    name: RunName = "evaluate"
     checkpoint: str
     dataset: str
     labels: str = "human"
@@ -285,7 +301,7 @@ class EvaluateJob(Job):
 class CompareJob(Job):
     """Two evaluations of the same images -> what each class gained."""
 
-    name: str = "compare"
+    name: RunName = "compare"
     baseline: str
     """Folder of the evaluation that gains are counted from."""
     evaluation: str
@@ -296,7 +312,7 @@ class CompareJob(Job):
 class AutolabelJob(Job):
     """A teacher checkpoint and images -> a label set; or another one from what a teacher said before."""
 
-    name: str = "autolabel"
+    name: RunName = "autolabel"
     checkpoint: str | None = None
     """The teacher. Its class and confidence of every pixel are kept in the label set `<labels>-raw`."""
     derive_from: str | None = None
@@ -324,7 +340,7 @@ class AutolabelJob(Job):
 class PredictJob(Job):
     """A checkpoint and any images -> label maps."""
 
-    name: str = "predict"
+    name: RunName = "predict"
     checkpoint: str
     images: str
     """A folder, an object-store prefix, or a dataset."""
@@ -338,7 +354,7 @@ class PredictJob(Job):
 class ExportJob(Job):
     """A checkpoint -> torch.export and ONNX files, compared with the eager model."""
 
-    name: str = "export"
+    name: RunName = "export"
     checkpoint: str
     output: str = "out/export"
     formats: tuple[Literal["pt2", "onnx"], ...] = ("pt2",)
@@ -351,7 +367,7 @@ class ExportJob(Job):
 class ImportJob(Job):
     """A published checkpoint -> a checkpoint of ours, with an account of every tensor."""
 
-    name: str = "import"
+    name: RunName = "import"
     checkpoint: str
     """The published file: a path, an https URL or `s3://`; safetensors or torch's format; no code in it is run."""
     sha256: str | None = Field(None, pattern=SHA256)
@@ -383,7 +399,7 @@ class ImportJob(Job):
 class UnpackJob(Job):
     """A label set -> one file per image, for people, other tools and archives."""
 
-    name: str = "unpack"
+    name: RunName = "unpack"
     dataset: str
     split: str | None = None
     """Only this split; default all."""
@@ -400,7 +416,7 @@ class UnpackJob(Job):
 class ReportJob(Job):
     """Write the HTML page of a finished run again."""
 
-    name: str = "report"
+    name: RunName = "report"
     run: str
     """The run's folder."""
 
@@ -435,7 +451,7 @@ class WeightsJob(Spec):
 class DemoJob(Job):
     """The whole walk on an embedded sample, in minutes on two cores."""
 
-    name: str = "demo"
+    name: RunName = "demo"
     output: str = "out/demo"
     """Folder of everything the demo makes; an earlier demo there is replaced."""
     seed: int = 0
@@ -444,7 +460,7 @@ class DemoJob(Job):
 class RealJob(Job):
     """The whole walk on real data: PSSL on ImageNet images, fine-tuning and auto-labelling on CamVid."""
 
-    name: str = "real"
+    name: RunName = "real"
     data: str = "../shared/data"
     """Folder of the data sets and weights."""
     output: str = "out/real"

@@ -68,6 +68,8 @@ class PredictorSpec(Spec):
             raise ValueError("set either `short_side` or `size`, not both")
         if min(self.scales) <= 0:
             raise ValueError(f"scales must be positive, found {self.scales}")
+        if len(set(self.scales)) < len(self.scales):
+            raise ValueError(f"scales names one twice, found {self.scales}")
         if self.hierarchical and 1.0 not in self.scales:
             raise ValueError(f"hierarchical = true needs 1.0 among the scales, found {self.scales}")
         for name in ("size", "window", "stride"):

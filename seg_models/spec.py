@@ -16,9 +16,14 @@ if TYPE_CHECKING:  # what only reads settings, such as the workers of ingest, st
 
 
 class Spec(BaseModel):
-    """Base of every setting: frozen, unknown keys refused, field docstrings are the help texts."""
+    """Base of every setting: frozen, unknown keys refused, field docstrings are the help texts.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+    Numbers are finite: JSON, in which every job is kept beside its result, has no others.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class ModelSpec(Spec, abc.ABC):

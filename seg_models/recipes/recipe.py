@@ -33,6 +33,14 @@ class OptimizerSpec(Spec):
     clip_grad_norm: float | None = Field(None, gt=0)
     """Largest allowed norm of the gradient of all weights together, or no clipping."""
 
+    @model_validator(mode="after")
+    def _check_decay(self) -> Self:
+        for key in ("backbone_decay_factor", "head_decay_factor", "decay_norms_and_biases"):
+            value = getattr(self, key)
+            if not self.weight_decay and value != type(self).model_fields[key].default:
+                raise ValueError(f"{key} = {value!r} takes no effect with weight_decay = 0")
+        return self
+
 
 class ScheduleSpec(Spec):
     """Learning rate over steps: a factor of every group's rate."""
@@ -61,6 +69,10 @@ class ScheduleSpec(Spec):
         self._check_effect("gamma", self.kind == "milestones")
         self._check_effect("min_lr_factor", self.kind in ("poly", "cosine"))
         self._check_effect("per", self.kind != "constant")
+        if self.warmup_factor != type(self).model_fields["warmup_factor"].default and not self._warms_up:
+            raise ValueError(
+                f"warmup_factor = {self.warmup_factor} takes no effect without `warmup_steps` or `warmup_epochs`"
+            )
         if self.kind == "milestones" and not self.milestones:
             raise ValueError("milestones: kind = 'milestones' needs at least one")
         bounds = (0.0, *self.milestones, 1.0)
@@ -71,6 +83,10 @@ class ScheduleSpec(Spec):
                 f"warmup_epochs = {self.warmup_epochs} and warmup_steps = {self.warmup_steps}: only one can count"
             )
         return self
+
+    @property
+    def _warms_up(self) -> bool:
+        return self.warmup_steps > 0 or self.warmup_epochs > 0
 
     def _check_effect(self, key: str, has_effect: bool) -> None:
         value = getattr(self, key)
@@ -94,7 +110,7 @@ class AugmentSpec(Spec):
 
     crop: tuple[int, int] = (512, 512)
     """Height and width of the training crop, in pixels."""
-    short_side: int | None = None
+    short_side: int | None = Field(None, gt=0)
     """Resize the short side to this before scaling, or keep the image's size."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random scale factor."""
@@ -116,6 +132,8 @@ class AugmentSpec(Spec):
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
+        if min(self.crop) <= 0:
+            raise ValueError(f"crop must be positive, found {self.crop}")
         low, high = self.scale
         if not 0 < low <= high:
             raise ValueError(f"scale must be (low, high) with 0 < low <= high, found {self.scale}")
@@ -129,7 +147,7 @@ class AugmentSpec(Spec):
 class OhemSpec(Spec):
     """Cross-entropy of hard pixels only (online hard example mining; Shrivastava et al., CVPR 2016)."""
 
-    threshold: float = Field(0.7, gt=0, le=1)
+    threshold: float = Field(0.7, gt=0, lt=1)
     """Pixels whose own class has at most this probability are kept."""
     min_kept: int = Field(100_000, ge=0)
     """Pixels per image that are kept at least: of a worker's micro-batch of N images the N times as many hardest."""
@@ -137,6 +155,12 @@ class OhemSpec(Spec):
     """Look for the `min_kept` hardest in every n-th pixel of every n-th row (CCNet's released code: about 8)."""
     auxiliary: bool = False
     """Mine auxiliary scores too, each by its own probabilities (as PaddleSeg); False: they learn from all pixels."""
+
+    @model_validator(mode="after")
+    def _check_effect(self) -> Self:
+        if not self.min_kept and self.sample_every != 1:
+            raise ValueError(f"sample_every = {self.sample_every} takes no effect with min_kept = 0")
+        return self
 
 
 class LossSpec(Spec):
@@ -173,4 +197,4 @@ class Recipe(Spec):
     """Streams of samples; fixes the order of samples for every worker count that divides it."""
     sync_batch_norm: bool = True
     """Batch norm statistics over all workers."""
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), lt=2**63)
