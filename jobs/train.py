@@ -16,6 +16,7 @@ from jobs.specs import TrainJob
 from jobs.tracked_run import Run, now_ms
 from jobs.tracking import check_tracking, deliver, track
 from jobs.training.groups import read_groups
+from jobs.training.holder import hold_run, require_free
 from jobs.training.launch import launch
 from jobs.training.points import read_points
 from jobs.training.publish import BEST_FOLDER, MODEL_FOLDER
@@ -50,14 +51,14 @@ NUM_PICTURES = 8
 def run(job: TrainJob, *, dry_run: bool = False) -> dict[str, Any]:
     """Train, or go on where an earlier run of that name stopped; evaluate on `validate_on`.
 
-    Writes into `<output>/<name>`: `model/`, `checkpoints/`, `metrics.jsonl`, `groups.json`, `job.json`, `result.json`,
-    and with `validate_every` also `validation.json`, `validation/` and perhaps `best/`.
+    Writes into `<output>/<name>`: `model/`, `checkpoints/`, `metrics.jsonl`, `groups.json`, `drivers/`, `job.json`,
+    `result.json`, and with `validate_every` also `validation.json`, `validation/` and perhaps `best/`.
 
     Returns:
         The result, or the plan of a dry run.
 
     Raises:
-        ValueError: what is wrong with the job, before work starts, or with its data.
+        ValueError: what is wrong with the job, before work starts, or with its data; another driver trains the run.
         RuntimeError: the workers died more often than `max_failures` allows.
     """
     work = check_job(job)
@@ -70,15 +71,24 @@ def run(job: TrainJob, *, dry_run: bool = False) -> dict[str, Any]:
     find_first_weights(work, fetch=not dry_run)
     if not dry_run:
         storage.check_writable(work.run)
+        require_free(work.run)
     check_tracking(job, dry_run=dry_run, output=work.run)
     if dry_run:
         return show_plan(job, plan_table(work))
     with ray_session(job.compute, pixels_bytes=job.data_workers * STORE_BYTES):
         preflight(job)
         allocation = work.allocate(nodes_of(ray.nodes()))
-        with track(job, verb="train", output=work.run, dataset=dataset_records(work)) as tracked:
+        with (
+            hold_run(work.run, say=say),
+            track(job, verb="train", output=work.run, dataset=dataset_records(work)) as tracked,
+        ):
             storage.write_text(storage.join(work.run, "job.json"), job.model_dump_json(indent=2))
             return train(work, allocation, tracked)
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
 
 
 def train(work: TrainWork, allocation: Allocation, tracked: Run) -> dict[str, Any]:
@@ -127,7 +137,7 @@ def _validator(work: TrainWork, tracked: Run) -> Validator | None:
         compute=job.compute,
         tracked=tracked,
         saved=[] if facts is None else facts["validations"],
-        say=lambda text: print(text, flush=True),
+        say=say,
     )
 
 

@@ -29,6 +29,8 @@ from seg_models.spec import did_you_mean
 REMOTE_SCHEMES = ("s3",)
 DENIED = frozenset({"AccessDenied", "403", "InvalidObjectState"})
 """Codes of an object store that speak of one object; other refusals are about credentials or the clock."""
+TAKEN = frozenset({"PreconditionFailed", "ConditionalRequestConflict"})
+"""Codes of an object store that does not create an object, because it is there or another writes it just now."""
 MAX_ATTEMPTS = 12
 """Tries of one call, where AWS_MAX_ATTEMPTS says nothing else: a store that is away for 40 s stops no job."""
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, DELTA_PATIENCE_S = 10, 30, 60
@@ -171,7 +173,7 @@ def unavailable(uri: str, reason: str) -> StorageError:
     return StorageError(f"{uri}: the object store does not answer ({reason}); when it is back, run this again")
 
 
-def _error_code(error: PermissionError) -> str:
+def _error_code(error: OSError) -> str:
     """The store's own code, which s3fs leaves in the cause."""
     response = getattr(error.__cause__, "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))
@@ -260,6 +262,36 @@ def write_bytes(uri: str, data: bytes) -> None:
         os.replace(scratch, target)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def create_bytes(uri: str, data: bytes) -> bool:
+    """Write a small file that is not there yet; of several that try at once one does. Returns whether it was this one.
+
+    On local disk the file is there a moment before its content is.
+    """
+    if not is_remote(uri):
+        target = Path(normalise(uri))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = target.open("xb", buffering=0)
+        except FileExistsError:
+            return False
+        with file:
+            try:
+                file.write(data)
+            except OSError:  # a full disk
+                target.unlink(missing_ok=True)
+                raise
+        return True
+    with _filesystem(uri) as (filesystem, path):
+        try:
+            filesystem.pipe_file(path, data, mode="create")
+        except OSError as error:
+            if _error_code(error) not in TAKEN:
+                raise
+            # A call whose answer was lost is repeated by s3fs, and then finds what it wrote itself.
+            return bool(filesystem.cat_file(path, max_concurrency=1) == data)
+    return True
 
 
 def write_text(uri: str, text: str) -> None:
