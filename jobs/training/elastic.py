@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -25,6 +25,45 @@ STOP_WITHIN_S = 120.0
 """A group that has not stopped by then is taken apart; the next one goes on from its newest checkpoint."""
 ANSWER_WITHIN_S = 10.0
 LOOK_EVERY_S = 0.2
+TELL_AFTER_S = 15.0
+TELL_AGAIN_AFTER_S = 600.0
+
+
+class Waiting:
+    """Tells what a group waits for, once that is worth a word, again every ten minutes, and how long it took.
+
+    Args:
+        wanted: what the smallest group takes, for a person.
+        room: what the cluster has, for a person.
+    """
+
+    def __init__(
+        self,
+        wanted: str,
+        *,
+        room: Callable[[], str],
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wanted, self._room, self._say, self._clock = wanted, room, say, clock
+        self._since: float | None = None
+        self._told_at: float | None = None
+
+    def still(self) -> None:
+        """No group trains."""
+        now = self._clock()
+        self._since = now if self._since is None else self._since
+        due = self._since + TELL_AFTER_S if self._told_at is None else self._told_at + TELL_AGAIN_AFTER_S
+        if now >= due:
+            self._told_at = now
+            waited = f"for {now - self._since:.0f} s"
+            self._say(f"waiting {waited} for room: at least {self._wanted}; the cluster has {self._room()}")
+
+    def over(self) -> None:
+        """A group trains."""
+        if self._since is not None and self._told_at is not None:
+            self._say(f"there is room, after {self._clock() - self._since:.0f} s")
+        self._since = self._told_at = None
 
 
 class UsableSizes(ElasticScalingPolicy):  # type: ignore[misc]
@@ -33,9 +72,17 @@ class UsableSizes(ElasticScalingPolicy):  # type: ignore[misc]
     def __init__(self, scaling_config: ScalingConfig, *, sizes: Sequence[int], data_workers: int) -> None:
         super().__init__(scaling_config)
         self._sizes, self._data_workers = tuple(sizes), data_workers
+        wanted = wanted_text(sizes[0], scaling_config._resources_per_worker_not_none, data_workers=data_workers)
+        self._waiting = Waiting(wanted, room=_room, say=lambda text: print(text, flush=True))
+
+    def make_decision_for_non_running_worker_group(self) -> Any:
+        """Ray's, and a word where that takes long."""
+        self._waiting.still()
+        return super().make_decision_for_non_running_worker_group()
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         """Grow where there is room; a healthy group is never made smaller."""
+        self._waiting.over()
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         shrinks = isinstance(decision, ResizeDecision) and decision.num_workers < worker_group_state.num_workers
         return NoopDecision() if shrinks else decision
@@ -56,6 +103,23 @@ def largest_size(sizes: Sequence[int], possible: int, *, cpus: float, total_cpus
     fitting = [size for size in sizes if size <= possible]
     sparing = [size for size in fitting if total_cpus - size * cpus >= 1]
     return max(sparing or fitting[:1], default=0)
+
+
+def wanted_text(workers: int, resources: Mapping[str, float], *, data_workers: int) -> str:
+    """What so many workers take, for a person."""
+    each = " and ".join(f"{amount:g} {name}" for name, amount in resources.items() if amount)
+    beside = f", beside {data_workers} data workers of 1 CPU each" if data_workers else ""
+    return f"{workers} workers of {each} each{beside}" if workers > 1 else f"1 worker of {each}{beside}"
+
+
+def room_text(total: Mapping[str, float], free: Mapping[str, float]) -> str:
+    """What a cluster has and what of it is free, for a person."""
+    names = [name for name in ("CPU", "GPU") if total.get(name)]
+    return " and ".join(f"{total[name]:g} {name} ({free.get(name, 0):g} free)" for name in names) or "none now"
+
+
+def _room() -> str:
+    return room_text(ray.cluster_resources(), ray.available_resources())
 
 
 class Orderly(WorkerGroupCallback):  # type: ignore[misc]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jobs.specs import TrainJob
-from jobs.training.elastic import largest_size
+from jobs.training.elastic import Waiting, largest_size, room_text, wanted_text
 from jobs.training.loop import train
 from jobs.training.notice import Notices, Stop
 from jobs.training.plan import TrainPlan, Worker, passes_of, usable_sizes
@@ -98,6 +98,43 @@ def test_a_range_of_workers_that_is_none_is_refused(workers: Any, message: str) 
     settings = {"name": "x", "recipe": "pspnet_mobilenetv2_camvid", "data": [{"dataset": "d"}], "workers": workers}
     with pytest.raises(ValueError, match=message):
         TrainJob.model_validate(settings)
+
+
+# -- waiting for room --------------------------------------------------------------------------------------------------
+
+
+def test_a_group_that_waits_says_so_once_with_what_is_missing_and_then_how_long_it_took() -> None:
+    now, said = [0.0], list[str]()
+    waiting = Waiting("2 workers", room=lambda: "1 CPU (1 free)", say=said.append, clock=lambda: now[0])
+
+    def wait(seconds: int) -> None:
+        for _ in range(seconds):
+            now[0] += 1
+            waiting.still()
+
+    waiting.still()
+    wait(14)
+    assert said == [], "a start takes some seconds in any case"
+    wait(500)
+    assert said == ["waiting for 15 s for room: at least 2 workers; the cluster has 1 CPU (1 free)"]
+    wait(200)
+    assert said[1:] == ["waiting for 615 s for room: at least 2 workers; the cluster has 1 CPU (1 free)"]
+    waiting.over()
+    waiting.over()
+    assert said[2:] == ["there is room, after 714 s"]
+    now[0] += 1000
+    waiting.still()
+    waiting.over()
+    assert len(said) == 3, "another wait begins anew"
+
+
+def test_what_a_group_waits_for_is_told_in_cpus_and_gpus() -> None:
+    assert wanted_text(1, {"CPU": 1.0}, data_workers=0) == "1 worker of 1 CPU"
+    assert wanted_text(2, {"CPU": 3.0, "GPU": 1.0}, data_workers=0) == "2 workers of 3 CPU and 1 GPU each"
+    told = "2 workers of 0.5 CPU each, beside 4 data workers of 1 CPU each"
+    assert wanted_text(2, {"CPU": 0.5}, data_workers=4) == told
+    assert room_text({"CPU": 8.0, "GPU": 2.0, "memory": 1e9}, {"CPU": 3.0}) == "8 CPU (3 free) and 2 GPU (0 free)"
+    assert room_text({}, {}) == "none now"
 
 
 # -- random numbers --------------------------------------------------------------------------------------------------
