@@ -89,7 +89,7 @@ def read_evaluation(folder: str, *, key: str) -> Evaluation:
     path = storage.join(place, "result.json")
     if not storage.exists(path):
         above = storage.parent(place)
-        beside = storage.list_dirs(above) if storage.is_dir(above) else []
+        beside = storage.list_dirs(above) if storage.is_dir(above) and not storage.is_dir(place) else []
         hint = did_you_mean(place.rpartition("/")[2], beside)
         raise ValueError(f"{key}: {place}: no finished evaluation here (result.json is missing){hint}")
     try:
@@ -109,17 +109,26 @@ def check_same_data(before: Evaluation, after: Evaluation) -> None:
     """Refuse figures that say nothing about each other.
 
     Raises:
-        ValueError: other classes, or another data set, label set, split or state of them.
+        ValueError: other classes, another data set, label set, split or state of them, calibration by other bins, or
+            the same evaluation twice.
     """
     if tuple(before.iou) != tuple(after.iou):
         raise ValueError(
             f"evaluation: {after.folder}: its classes ({', '.join(after.iou)}) are not those of the baseline "
             f"({', '.join(before.iou)})"
         )
+    if before.folder == after.folder:
+        raise ValueError(f"evaluation: {after.folder}: is the baseline itself; name another evaluation")
     for key in SAME:
         was, now = (one.result["dataset"][key] for one in (before, after))
         if was != now:
             raise ValueError(f"evaluation: {after.folder}: looked at {key} {now!r}, the baseline at {was!r}")
+    bins = [len(one.result["calibration"]["bins"]) for one in (before, after) if "calibration" in one.result]
+    if len(set(bins)) > 1:
+        raise ValueError(
+            f"evaluation: {after.folder}: calibration was measured in {bins[1]} bins, in the baseline in {bins[0]}: "
+            "their errors cannot be compared; evaluate one again with the other's metrics.calibration_bins"
+        )
 
 
 def compare(before: Evaluation, after: Evaluation) -> dict[str, Any]:

@@ -40,7 +40,6 @@ def run(job: EvaluateJob, *, dry_run: bool = False) -> dict[str, Any]:
     with ray_session(job.compute):
         preflight(job)
         with track(job, verb="evaluate", output=output, dataset=dataset_record(work)) as tracked:
-            storage.write_text(storage.join(output, "job.json"), job.model_dump_json(indent=2))
             tracked.set_tags({"checkpoint": work.checkpoint.uri, "architecture": work.checkpoint.arch})
             result = run_evaluation(
                 work,
@@ -51,6 +50,8 @@ def run(job: EvaluateJob, *, dry_run: bool = False) -> dict[str, Any]:
                 num_worst=job.num_worst,
             )
             table = result_table(result, work) | {"mlflow": tracked.address}
+            forget_result(output)
+            storage.write_text(storage.join(output, "job.json"), job.model_dump_json(indent=2))
             write_evaluation(result, output=output)
             log_evaluation(tracked, result, step=trained_steps(work))
             tracked.log_dict(table, "result.json")
@@ -94,6 +95,12 @@ def result_table(result: EvaluationResult, work: EvaluationWork) -> dict[str, An
     if work.space.num_classes <= MAX_CLASSES_IN_JSON:
         table["confusion"] = result.confusion.tolist()
     return table
+
+
+def forget_result(output: str) -> None:
+    """Remove what says that an earlier evaluation in this folder was done, and its pictures: no mixture ever counts."""
+    for name in ("result.json", "pictures"):
+        storage.delete(storage.join(output, name))
 
 
 def write_evaluation(result: EvaluationResult, *, output: str) -> None:

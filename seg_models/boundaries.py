@@ -29,6 +29,7 @@ from seg_models.metrics import known_labels, mean_of_known, ratio
 
 FRACTION_BITS = 40
 """F of single images is added up in whole 2⁻⁴⁰, so that the order of the images does not matter."""
+MAX_WIDTH_PX = 256
 _LANES = 0x0001_0001_0001_0001
 _TOP_BITS = 0x8000_8000_8000_8000 - (1 << 64)
 _NOTHING = -1
@@ -210,13 +211,15 @@ def _differs(values: Tensor, others: Sequence[Tensor]) -> Tensor:
 
 
 def check_widths(widths_px: Sequence[int]) -> None:
-    """Refuse widths that do not rise from 1.
+    """Refuse widths that do not rise from 1, and such that would take for ever: every step within one is tried.
 
     Raises:
         ValueError: so.
     """
     if not widths_px or widths_px[0] < 1 or any(a >= b for a, b in pairwise(widths_px)):
         raise ValueError(f"widths must rise and be at least 1 pixel, found {tuple(widths_px)}")
+    if widths_px[-1] > MAX_WIDTH_PX:
+        raise ValueError(f"widths are at most {MAX_WIDTH_PX} pixels, found {widths_px[-1]}")
 
 
 def _blocks(labels: Tensor) -> list[Tensor]:

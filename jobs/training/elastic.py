@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 from ray.train import ScalingConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 
@@ -21,6 +22,7 @@ from jobs.training.notice import Stop, listen_for_sigterm, stop_this_process
 
 log = logging.getLogger(__name__)
 
+_CONTROLLER = "ray.train.v2._internal.execution.controller.controller"
 STOP_WITHIN_S = 120.0
 """A group that has not stopped by then is taken apart; the next one goes on from its newest checkpoint."""
 ANSWER_WITHIN_S = 10.0
@@ -77,6 +79,7 @@ class UsableSizes(ElasticScalingPolicy):  # type: ignore[misc]
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         """Ray's, and a word where that takes long."""
+        logging.getLogger(_CONTROLLER).addFilter(_is_news)
         self._waiting.still()
         return super().make_decision_for_non_running_worker_group()
 
@@ -103,6 +106,12 @@ def largest_size(sizes: Sequence[int], possible: int, *, cpus: float, total_cpus
     fitting = [size for size in sizes if size <= possible]
     sparing = [size for size in fitting if total_cpus - size * cpus >= 1]
     return max(sparing or fitting[:1], default=0)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """A group that did not come together is tried again: what it waits for is told in one line, not by a traceback."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, (WorkerGroupStartupTimeoutError, WorkerGroupStartupFailedError))
 
 
 def wanted_text(workers: int, resources: Mapping[str, float], *, data_workers: int) -> str:

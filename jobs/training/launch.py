@@ -93,7 +93,8 @@ def launch(
                 f"{plan.run}: {idle} groups in a row were told to stop before their first step ({figures['reason']}); "
                 "the same command goes on when the machines stay"
             )
-        print(f"stopped after step {figures['steps']} ({figures['reason']}), saved; going on elsewhere", flush=True)
+        saved = "saved" if figures["is_saved"] else "not saved"
+        print(f"stopped after step {figures['steps']} ({figures['reason']}), {saved}; going on elsewhere", flush=True)
 
 
 def _train_group(

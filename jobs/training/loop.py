@@ -45,7 +45,8 @@ def train(
 
     Returns:
         The trained network and figures: steps (done), resumed_from, seconds, images_per_s, workers, transfer, phases_s
-        (seconds by phase since `resumed_from`), stop (why it ended: NONE is the last step) and reason.
+        (seconds by phase since `resumed_from`), is_saved (whether the last checkpoint was written), stop (why it ended:
+        NONE is the last step) and reason.
 
     Raises:
         ValueError: something the user can mend: other settings than the run was started with, an unreadable sample,
@@ -132,8 +133,7 @@ class _Trainer:
     def _figures(self) -> dict[str, Any]:
         self.agreement.close()
         reasons = gather_objects(self.notices.reason)
-        if self.keeper is not None:
-            self.keeper.saver.flush()
+        is_saved = self.keeper is None or self.keeper.saver.flush()
         seconds, is_last = self._seconds(), self.step == self.recipe.steps
         return {
             "steps": self.step,
@@ -143,6 +143,7 @@ class _Trainer:
             "workers": self.worker.world,
             "transfer": self.transfer,
             "phases_s": self.timer.phases,
+            "is_saved": is_saved,
             "stop": (Stop.NONE if is_last else self.stop).name,
             "reason": "" if is_last else next(filter(None, reasons), ""),
         }
@@ -194,6 +195,8 @@ class _Trainer:
             stepper.check_losses(before=self.step)
             loss = float(mean_over_workers(torch.stack(self.losses).mean()))
             self.losses.clear()
+            if loss == 0:
+                self.say(f"the loss is 0: no pixel of the steps up to {self.step} has a class that is learned from")
             metrics = {"train/loss": loss, "train/lr": stepper.lr, **stepper.metrics(), **lap.metrics()}
             if self.keeper is not None:
                 self.keeper.points.log(metrics, step=self.step)

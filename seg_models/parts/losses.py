@@ -94,14 +94,16 @@ class _UpsampledCrossEntropy(torch.autograd.Function):
         )
         scale = torch.where(total > 0, 1 / total, torch.zeros_like(total))
         if gradient is not None:
-            ctx.save_for_backward(gradient.mul_(scale).to(logits.dtype))
+            ctx.save_for_backward(gradient.mul_(scale))
+            ctx.dtype = logits.dtype
         return loss * scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss, None, None, None, None
+        # Rounded only now: without the scale of the loss a share of a pixel is too small for float16.
+        return (gradient * grad_loss).to(ctx.dtype), None, None, None, None
 
 
 def _sums_over_strips(

@@ -30,6 +30,7 @@ def evaluation(
     verb: str = "evaluate",
     more: dict[str, float] | None = None,
     boundary: dict[str, float | None] | None = None,
+    calibration: dict[str, Any] | None = None,
 ) -> str:
     """A folder as `segray evaluate` leaves it, as far as it is read."""
     folder.mkdir()
@@ -42,6 +43,7 @@ def evaluation(
             for name, value in iou.items()
         ],
         **(more or {}),
+        **({} if calibration is None else {"calibration": calibration}),
         "dataset": data,
         "checkpoint": {"uri": f"{folder}/model", "sha256": "0", "arch": "cft"},
     }
@@ -202,6 +204,26 @@ def test_a_folder_without_an_evaluation_is_answered_with_the_nearest(two: tuple[
     wrong = str(tmp_path / "eval-ctf")
     with pytest.raises(ValueError, match=r"evaluation: .*eval-ctf: no finished evaluation .* .did you mean 'eval-cft'"):
         compare.run(job((two[0], wrong), tmp_path))
+
+
+def test_a_folder_that_is_there_is_not_answered_with_its_own_name(two: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"no finished evaluation here \(result.json is missing\)$"):
+        compare.run(job((two[0], str(tmp_path / "empty")), tmp_path))
+
+
+def test_an_evaluation_beside_itself_is_refused(two: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^evaluation: \S+/a: is the baseline itself; name another evaluation$"):
+        compare.run(job((two[0], f"{two[0]}/"), tmp_path))
+
+
+def test_calibration_in_other_bins_is_another_figure(tmp_path: Path) -> None:
+    folders = [
+        evaluation(tmp_path / name, iou={"road": 0.5}, images={"i": 0.5}, calibration={"bins": [{}] * bins})
+        for name, bins in (("a", 10), ("b", 15))
+    ]
+    with pytest.raises(ValueError, match=r"b: calibration was measured in 15 bins, in the baseline in 10: their errors"):
+        compare.run(job((folders[0], folders[1]), tmp_path))
 
 
 @pytest.mark.parametrize("which", [0, 1])

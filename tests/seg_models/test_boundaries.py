@@ -150,6 +150,11 @@ def test_widths_that_do_not_rise_are_refused(widths: tuple[int, ...]) -> None:
         BoundaryScore(K, VOID, widths_px=widths)
 
 
+def test_a_width_that_would_take_for_ever_is_refused() -> None:
+    with pytest.raises(ValueError, match="widths are at most 256 pixels, found 100000"):
+        BoundaryScore(K, VOID, widths_px=(3, 100_000))
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     score = BoundaryScore(3, VOID, widths_px=(1,))
     for shapes, message in (

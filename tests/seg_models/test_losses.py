@@ -96,6 +96,20 @@ def test_bfloat16_scores_give_a_float32_loss_and_a_bfloat16_gradient() -> None:
     torch.testing.assert_close((loss, gradient), expected, atol=1e-4, rtol=1e-2)
 
 
+def test_the_scale_of_a_loss_saves_what_is_too_small_for_float16() -> None:
+    logits, labels = make_batch(n=1, k=4, cells=(4, 4), pixels=(16, 16))
+    weights, scale = torch.tensor([1e7, 1.0, 1.0, 1.0]), 2.0**20
+    labels[:, 2:] = 1
+    labels[:, :2] = 0  # most of the mean belongs to these, so the others have gradients of about 1e-8
+    half = logits.detach().half().requires_grad_()
+    _, found = with_gradient(upsampled_cross_entropy(half, labels, void=VOID, class_weights=weights) * scale, half)
+    wide = half.detach().float().requires_grad_()
+    _, expected = with_gradient(upsampled_cross_entropy(wide, labels, void=VOID, class_weights=weights) * scale, wide)
+    small = expected.abs()[:, :, 1:].median()
+    assert small / scale < 6e-8, "below the smallest number of float16"
+    torch.testing.assert_close(found[:, :, 1:].float(), expected[:, :, 1:], rtol=1e-2, atol=float(small) / 100)
+
+
 def test_a_loss_inside_a_sum_scales_its_gradient() -> None:
     logits, labels = make_batch(n=1, k=4, cells=(4, 4), pixels=(16, 16))
     _, once = with_gradient(upsampled_cross_entropy(logits, labels, void=VOID), logits)
