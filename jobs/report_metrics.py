@@ -15,6 +15,7 @@ SHARE_TOP, SHARE_HEIGHT = 240, 24
 
 
 TITLES = {
+    "iou": "IoU",
     "miou": "mIoU",
     "fwiou": "frequency-weighted IoU",
     "pixel_accuracy": "pixel accuracy",
@@ -27,7 +28,7 @@ def figure_title(name: str) -> str:
     """How a figure is called on a page."""
     if name.startswith("boundary_f_"):
         return f"boundary F within {name.removeprefix('boundary_f_').removesuffix('px')} px"
-    return TITLES.get(name, name)
+    return TITLES.get(name, name.replace("_", " "))
 
 
 def boundary_section(result: Mapping[str, Any]) -> str:
@@ -98,7 +99,9 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _bin(row: Mapping[str, Any], *, share: float) -> str:
-    x, width = _x(row["low"]) + 1, _x(row["high"]) - _x(row["low"]) - 2
+    width = _x(row["high"]) - _x(row["low"])
+    gap = min(1.0, width / 10)  # of many bins none is wider than two pixels
+    x, width = _x(row["low"]) + gap, width - 2 * gap
     accuracy, confidence = float(row["accuracy"]), float(row["confidence"])
     tip = (
         f"confidence {confidence:.3f}, accuracy {accuracy:.3f}, {row['pixels']:,} pixels ({share:.1%}), "

@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+_SIGNED = re.compile(r"[+-][\d.,]+")
+
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b2330;--soft:#5b6679;--line:#dde3ec;--page:#f3f5f9;--card:#fff;--tint:#eef2fa;
 --accent:#2f5fd0;--good:#23805a;--bad:#c2382b;--c0:#7a8699;--c1:#2f5fd0;--c2:#d2691e;--c3:#23805a;--c4:#8e44ad;
@@ -176,8 +178,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], *, caption: s
 
 
 def is_figure(value: object) -> bool:
-    """Whether a cell holds a number, or stands for a missing one."""
-    return value in ("", "–") or (isinstance(value, (int, float)) and not isinstance(value, bool))
+    """Whether a cell holds a number, also one written with its sign, or stands for a missing one."""
+    if isinstance(value, str):
+        return value in ("", "–") or _SIGNED.fullmatch(value) is not None
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def _cell(value: object) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs import report_page as html
 from jobs.report_charts import Points, bars, confusion, curves
-from jobs.report_metrics import boundary_section, calibration_section
+from jobs.report_metrics import boundary_section, calibration_section, figure_title
 from jobs.report_pictures import class_key, evaluated, label_examples
 from jobs.training.points import read_points
 from pipelines.labels import LabelSpace
@@ -130,7 +130,7 @@ def classes_section(result: Mapping[str, Any]) -> str:
     if not isinstance(classes, list) or not classes or "iou" not in classes[0]:
         return ""
     iou = {row["class"]: float("nan") if row["iou"] is None else float(row["iou"]) for row in classes}
-    header = [name.replace("_", " ") for name in classes[0]]
+    header = [figure_title(name) for name in classes[0]]
     rows = [["–" if value is None else value for value in row.values()] for row in classes]
     chart = bars(iou, limit=1.0) if len(iou) <= MAX_CONFUSION else top_bars(iou, limit=1.0)
     return html.section("IoU of every class", chart, html.heading("All figures", html.table(header, rows)))

@@ -222,7 +222,9 @@ def test_calibration_in_other_bins_is_another_figure(tmp_path: Path) -> None:
         evaluation(tmp_path / name, iou={"road": 0.5}, images={"i": 0.5}, calibration={"bins": [{}] * bins})
         for name, bins in (("a", 10), ("b", 15))
     ]
-    with pytest.raises(ValueError, match=r"b: calibration was measured in 15 bins, in the baseline in 10: their errors"):
+    with pytest.raises(
+        ValueError, match=r"b: calibration was measured in 15 bins, in the baseline in 10: their errors"
+    ):
         compare.run(job((folders[0], folders[1]), tmp_path))
 
 

@@ -235,4 +235,7 @@ def test_durations_are_readable(seconds: float, shown: str) -> None:
 
 def test_a_column_with_missing_figures_still_stands_to_the_right() -> None:
     assert html.table(("class", "iou"), [("a", 0.5), ("b", "–")]).count('<td class="n">') == 2
+    assert html.table(("class", "iou"), [("a", 0.5), ("b", None)]).count('<td class="n">') == 2
+    assert html.table(("figure", "change"), [("a", "+0.5000"), ("b", "-1.25")]).count('<td class="n">') == 2
+    assert html.table(("figure", "interval"), [("a", "-0.1 to +0.2")]).count('<td class="n">') == 0
     assert html.table(("class", "iou"), []) == ""

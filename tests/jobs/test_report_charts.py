@@ -80,3 +80,13 @@ def test_a_reliability_diagram_shows_accuracy_and_the_gap_to_the_confidence() ->
         [0.3 * full, 0.1 * full, 0.25 * share, 0.6 * full, 0.3 * full, 0.75 * share]
     )
     assert reliability([{**sure, "pixels": 0}]) == ""
+
+
+def test_no_bar_of_a_reliability_diagram_of_very_many_bins_has_a_negative_width() -> None:
+    bins = [
+        {"low": place / 1024, "high": (place + 1) / 1024, "pixels": 1, "confidence": 0.5, "accuracy": 0.6}
+        for place in range(1024)
+    ]
+    widths = [float(width) for width in re.findall(r'<rect [^>]*width="([^"]+)"', reliability(bins))]
+    assert len(widths) == 4 * 1024
+    assert min(widths) > 0
