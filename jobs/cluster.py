@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,10 +56,33 @@ def ray_session(compute: ComputeSpec, *, num_cpus: int | None = None, pixels_byt
         _connect(compute.cluster)
     else:
         _start_local(num_cpus, OBJECT_STORE_BYTES + pixels_bytes)
+    with _sigterm_as_interrupt():
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM end the job like Ctrl-C; Ray's own handler prints addresses of its code, and may end with an abort.
+
+    Batch systems, `timeout` and `ray job stop` send it. Call it when Ray has put its handler in place. Once is enough:
+    workers save when Ray ends.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt  # not Ray Train's answer to Ctrl-C, which ends workers before they have saved
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:
-        ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
 
 
 def use_token(*, from_home: bool) -> None:
