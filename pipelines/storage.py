@@ -7,6 +7,7 @@ the AWS_* environment, for every library alike.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import posixpath
 import shutil
@@ -221,6 +222,20 @@ def read_bytes(uri: str) -> bytes:
             return bytes(filesystem.cat_file(path, max_concurrency=1))
     except FileNotFoundError as error:
         raise ValueError(f"{uri}: no such file") from error
+
+
+def read_json(uri: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: there is no such file, or it is damaged.
+        StorageError: the object store cannot be reached or does not let us in.
+    """
+    data = read_bytes(uri)
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"{uri}: damaged, no JSON ({error})") from error
 
 
 def read_range(uri: str, *, offset: int, size_bytes: int) -> bytes:

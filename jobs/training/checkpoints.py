@@ -33,6 +33,11 @@ FILES, MANIFEST = (MODEL, STEPPER, TRAINER, POINTS), "manifest.json"
 FOLDER = re.compile(r"^step-(\d{8,})$")
 
 
+FORM = 1
+"""Of what the files hold. Another one is refused, not misread."""
+FACTS = frozenset({"step", "identity", "world", "lanes", "seconds", "transfer", "losses", "validations"})
+
+
 class DamagedCheckpointError(RuntimeError):
     """A checkpoint folder that is incomplete, or whose bytes are not those that were written."""
 
@@ -90,9 +95,10 @@ def load_checkpoint(uri: str) -> TrainState:
 
     Raises:
         DamagedCheckpointError: incomplete, or other bytes than were written.
+        ValueError: whole, but of another version of segray.
     """
     files = _read_verified(uri)
-    trainer = json.loads(files[TRAINER])
+    trainer = _facts_of(uri, files)
     try:
         packed = torch.load(io.BytesIO(files[STEPPER]), weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
@@ -112,9 +118,9 @@ def verify_checkpoint(uri: str) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpointError: incomplete, or other bytes than were written.
+        ValueError: whole, but of another version of segray.
     """
-    facts: dict[str, Any] = json.loads(_read_verified(uri)[TRAINER])
-    return facts
+    return _facts_of(uri, _read_verified(uri))
 
 
 def checkpoint_steps(run: str) -> list[int]:
@@ -158,13 +164,25 @@ def _remove(uri: str) -> None:
 
 
 def _files_of(state: TrainState) -> dict[str, bytes]:
-    trainer = {"step": state.step, **state.facts}
+    trainer = {"form": FORM, "step": state.step, **state.facts}
     return {
         MODEL: save({name: tensor.detach().cpu().contiguous() for name, tensor in state.model.items()}),
         STEPPER: _pack({"stepper": dict(state.stepper), "rng": state.rng}),
         TRAINER: json.dumps(trainer, indent=2, sort_keys=True).encode(),
         POINTS: state.points.encode(),
     }
+
+
+def _facts_of(uri: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads(files[TRAINER])
+    form, lacking = facts.pop("form", FORM), sorted(FACTS - set(facts))
+    if form != FORM or lacking:
+        found = f"its form is {form}, here {FORM}" if form != FORM else f"it lacks {', '.join(lacking)}"
+        raise ValueError(
+            f"{uri}: was written by another version of segray ({found}); finish the run with that version, or give the "
+            "job another name"
+        )
+    return facts
 
 
 def _read_verified(uri: str) -> dict[str, bytes]:

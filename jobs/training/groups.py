@@ -29,4 +29,4 @@ def note_group(run: str, worker: Worker, *, from_step: int) -> None:
 def read_groups(run: str) -> list[dict[str, Any]]:
     """The groups of a run so far, in order: time_ms, from_step, and the workers in rank order (host, pid)."""
     place = storage.join(run, FILE)
-    return list(json.loads(storage.read_bytes(place))) if storage.exists(place) else []
+    return list(storage.read_json(place)) if storage.exists(place) else []

@@ -103,14 +103,15 @@ def read_points(run: str) -> list[Record]:
 
 
 def parse_points(text: str) -> list[Record]:
-    """The records of a file's lines; a line cut off by a crash is left out."""
-    records = []
+    """The records of a file's lines; a line that a crash cut off, or that is no record, is left out."""
+    records: list[Record] = []
     for line in text.splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue
-        records.append(record)
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
     return records
 
 

@@ -41,7 +41,7 @@ def waiting_steps(run: str) -> list[int]:
 def read_rows(run: str) -> list[Row]:
     """The finished validations of a run, in the order of their steps."""
     place = storage.join(run, FILE)
-    return list(json.loads(storage.read_bytes(place))["validations"]) if storage.exists(place) else []
+    return list(storage.read_json(place)["validations"]) if storage.exists(place) else []
 
 
 def write_rows(run: str, rows: Sequence[Row], *, metric: Metric) -> None:

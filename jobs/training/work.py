@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -152,7 +151,7 @@ def finished_result(work: TrainWork) -> dict[str, Any] | None:
     if not storage.exists(place):
         check_same_run(work.run, identity=work.identity)
         return None
-    table: dict[str, Any] = json.loads(storage.read_bytes(place))
+    table: dict[str, Any] = storage.read_json(place)
     check_identity(work.run, ours=work.identity, theirs=table["identity"])
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,24 @@ from jobs.training.resume import newest_state
 from jobs.training.rng import rng_state
 from tests.jobs.tiny_training import CPU
 
+FACTS: dict[str, Any] = {
+    "identity": {"recipe": {"seed": 0}},
+    "world": 1,
+    "lanes": 4,
+    "seconds": 1.0,
+    "transfer": None,
+    "losses": [[]],
+    "validations": [],
+}
 
-def state_of(step: int) -> TrainState:
+
+def state_of(step: int, **facts: Any) -> TrainState:
     return TrainState(
         step=step,
         model={"weight": torch.full((40,), float(step)), "norm.running_mean": torch.arange(8.0)},
         stepper={"optimizer": {"state": {0: {"momentum_buffer": torch.ones(40)}}, "param_groups": [{"lr": 0.1}]}},
         rng=[rng_state(CPU)],
-        facts={"identity": {"recipe": {"seed": 0}}, "world": 1, "transfer": None},
+        facts=FACTS | facts,
         points='{"step": 2, "train/loss": 1.5}\n',
     )
 
@@ -55,7 +66,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert torch.equal(state.model["weight"], torch.full((40,), 123.0))
     assert state.stepper["optimizer"]["param_groups"] == [{"lr": 0.1}]
     assert torch.equal(state.stepper["optimizer"]["state"][0]["momentum_buffer"], torch.ones(40))
-    assert state.facts == {"identity": {"recipe": {"seed": 0}}, "world": 1, "transfer": None}
+    assert state.facts == FACTS
     assert state.points == '{"step": 2, "train/loss": 1.5}\n'
 
 
@@ -114,6 +125,23 @@ def test_a_checkpoint_that_lies_under_another_step_does_not_count(tmp_path: Path
     told: list[str] = []
     assert newest(tmp_path, told) is None
     assert "manifest.json" in told[0]
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_not_taken_for_damaged(tmp_path: Path) -> None:
+    save_step(tmp_path, 3)
+    save_checkpoint(str(tmp_path), state_of(6, form=7))
+    with pytest.raises(
+        ValueError, match=r"step-00000006: was written by another version .*form is 7, here 1"
+    ):
+        newest(tmp_path)
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
+    state = state_of(6)
+    older = {key: value for key, value in state.facts.items() if key not in ("losses", "validations")}
+    save_checkpoint(str(tmp_path), dataclasses.replace(state, facts=older))
+    with pytest.raises(ValueError, match=r"another version of segray \(it lacks losses, validations\); finish the run"):
+        newest(tmp_path)
 
 
 def test_without_any_checkpoint_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:

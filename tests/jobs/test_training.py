@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from torch import Tensor, nn
 
 from jobs.specs import TrainJob
 from jobs.training.checkpoints import checkpoint_uri
+from jobs.training.groups import read_groups
 from jobs.training.loop import train
 from jobs.training.loss import total_loss
 from jobs.training.model import fresh_model
 from jobs.training.plan import TrainPlan, Worker, class_weights, usable_workers
 from jobs.training.points import PointLog, read_points
 from jobs.training.progress import StepTimer
+from jobs.training.validation import read_rows
 from jobs.training.work import TrainWork, find_first_weights
 from pipelines import storage
 from pipelines.batch_plan import BatchPlan
@@ -306,6 +309,18 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert [point["step"] for point in read_points(str(tmp_path))] == [2]
     PointLog(str(tmp_path), from_step=2).close()
     assert read_points(str(tmp_path)) == [{"step": 2, "train/loss": 1.0}]
+
+
+def test_what_is_no_record_of_the_curve_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'\x00\xff\n[1]\n{"step": "x"}\n{"step": 2, "train/loss": 1.5}\n')
+    assert read_points(str(tmp_path)) == [{"step": 2, "train/loss": 1.5}]
+
+
+@pytest.mark.parametrize(("file", "read"), [("groups.json", read_groups), ("validation.json", read_rows)])
+def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, file: str, read: Callable[[str], object]) -> None:
+    (tmp_path / file).write_text('[{"a')
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/{file}: damaged, no JSON \("):
+        read(str(tmp_path))
 
 
 def test_workers_are_told_apart_by_rank_and_only_rank_zero_speaks(
