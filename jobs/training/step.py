@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,16 @@ from jobs.training.schedules import lr_factor, set_lr
 from jobs.training.sharding import broadcast_buffers, load_optimizer_state, set_reduction, whole, whole_optimizer_state
 from pipelines.batch_plan import Batch
 from seg_models.outputs import SegModel
+
+
+class _Seen(NamedTuple):
+    """A micro-batch whose loss has not been looked at."""
+
+    step: int
+    ids: tuple[str, ...]
+    loss: Tensor
+    any_class: Tensor
+    """Whether a pixel has a class."""
 
 
 class Stepper:
@@ -46,7 +56,7 @@ class Stepper:
         self._scaler = gradient_scaler(self._dtype, worker.device)
         self._profiler = StepProfiler(plan, worker)
         self._gradient_norm: Tensor | None = None
-        self._unchecked: deque[tuple[int, tuple[str, ...], Tensor]] = deque()
+        self._unchecked: deque[_Seen] = deque()
         self.network.train()
 
     def step(self, batches: Sequence[Batch]) -> Tensor:
@@ -121,15 +131,23 @@ class Stepper:
         Raises:
             ValueError: one is no finite number; names the step and the samples.
         """
-        while self._unchecked and self._unchecked[0][0] < before:
-            step, ids, loss = self._unchecked.popleft()
-            if not bool(torch.isfinite(loss)):
-                samples = ", ".join(ids[:8]) + (" …" if len(ids) > 8 else "")
-                wider = "precision = 'bf16' or 'fp32', " if self._scaler.is_enabled() else ""
+        while self._unchecked and self._unchecked[0].step < before:
+            seen = self._unchecked.popleft()
+            if not bool(torch.isfinite(seen.loss)):
+                samples = ", ".join(seen.ids[:8]) + (" …" if len(seen.ids) > 8 else "")
                 raise ValueError(
-                    f"the loss is {loss.item()} at step {step} (samples {samples}); try {wider}a smaller "
-                    "recipe.optimizer.lr, recipe.optimizer.clip_grad_norm, or more recipe.schedule.warmup_steps"
+                    f"the loss is {seen.loss.item()} at step {seen.step} (samples {samples}); {self._remedy(seen)}"
                 )
+
+    def _remedy(self, seen: _Seen) -> str:
+        """What to do about a loss that is no finite number."""
+        if not bool(seen.any_class):
+            return "no pixel of theirs has a class, and the loss of this network does not allow for that"
+        wider = "precision = 'bf16' or 'fp32', " if self._scaler.is_enabled() else ""
+        return (
+            f"try {wider}a smaller recipe.optimizer.lr, recipe.optimizer.clip_grad_norm, or more "
+            "recipe.schedule.warmup_steps"
+        )
 
     def _update(self) -> None:
         """Change the weights by the gradients that have been added up."""
@@ -157,7 +175,8 @@ class Stepper:
                 images = images.contiguous(memory_format=torch.channels_last)
         with self.phases.device("forward"):
             loss = self._loss(images, labels)
-        self._unchecked.append((batch.step, batch.ids, loss.detach()))
+        any_class = (labels != self._plan.label_space.void).any()
+        self._unchecked.append(_Seen(batch.step, batch.ids, loss.detach(), any_class))
         with self.phases.device("backward"):
             self._scaler.scale(loss * share).backward()
         return loss.detach()

@@ -130,9 +130,7 @@ def test_a_checkpoint_that_lies_under_another_step_does_not_count(tmp_path: Path
 def test_a_checkpoint_of_another_version_is_refused_and_not_taken_for_damaged(tmp_path: Path) -> None:
     save_step(tmp_path, 3)
     save_checkpoint(str(tmp_path), state_of(6, form=7))
-    with pytest.raises(
-        ValueError, match=r"step-00000006: was written by another version .*form is 7, here 1"
-    ):
+    with pytest.raises(ValueError, match=r"step-00000006: was written by another version .*form is 7, here 1"):
         newest(tmp_path)
 
 

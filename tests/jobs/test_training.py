@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from jobs.training.model import fresh_model
 from jobs.training.plan import TrainPlan, Worker, class_weights, usable_workers
 from jobs.training.points import PointLog, read_points
 from jobs.training.progress import StepTimer
+from jobs.training.step import Stepper
 from jobs.training.validation import read_rows
 from jobs.training.work import TrainWork, find_first_weights
 from pipelines import storage
-from pipelines.batch_plan import BatchPlan
+from pipelines.batch_plan import Batch, BatchPlan
 from pipelines.labels import LabelSpace
 from pipelines.local_batches import LocalBatches
 from pipelines.order import SampleOrder
@@ -321,6 +323,35 @@ def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, file: str, read: Calla
     (tmp_path / file).write_text('[{"a')
     with pytest.raises(ValueError, match=rf"^{tmp_path}/{file}: damaged, no JSON \("):
         read(str(tmp_path))
+
+
+def void_batches(patch: pytest.MonkeyPatch) -> None:
+    """Let no pixel have a class."""
+    real = Stepper.step
+
+    def of_void(self: Stepper, batches: Sequence[Batch]) -> Tensor:
+        void = [replace(batch, labels=torch.full_like(batch.labels, SPACE.void)) for batch in batches]
+        return real(self, void)
+
+    patch.setattr(Stepper, "step", of_void)
+
+
+def test_a_loss_that_is_no_number_because_all_is_void_is_not_blamed_on_the_learning_rate(
+    index: SampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    void_batches(monkeypatch)
+    with pytest.raises(
+        ValueError, match=r"the loss is nan at step 0 \(samples .*\); no pixel of theirs has a class, and"
+    ):
+        train_alone(plan_of(index, tmp_path, tiny_recipe()))
+
+
+def test_training_that_learns_nothing_because_all_is_void_says_so(
+    index: SampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    void_batches(monkeypatch)
+    train_alone(plan_of(index, tmp_path, tiny_recipe(model=TINY_PSPNET, steps=1)))
+    assert "the loss is 0: no pixel of the steps up to 1 has a class that is learned from" in capsys.readouterr().out
 
 
 def test_workers_are_told_apart_by_rank_and_only_rank_zero_speaks(
