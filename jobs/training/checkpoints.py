@@ -13,6 +13,7 @@ A folder without a manifest that verifies does not count. Ray only restarts the 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -82,10 +83,15 @@ def save_checkpoint(run: str, state: TrainState, *, is_wanted: Callable[[], bool
     uri = checkpoint_uri(run, state.step)
     storage.delete(uri)  # left by an attempt that died; its manifest must not vouch for new files
     files = _files_of(state)
-    for name, data in [*files.items(), (MANIFEST, _manifest(state.step, files))]:
-        if not is_wanted():
-            raise GivenUpError(uri)
-        storage.write_bytes(storage.join(uri, name), data)
+    try:
+        for name, data in [*files.items(), (MANIFEST, _manifest(state.step, files))]:
+            if not is_wanted():
+                raise GivenUpError(uri)
+            storage.write_bytes(storage.join(uri, name), data)
+    except OSError:
+        with contextlib.suppress(OSError):
+            storage.delete(uri)  # half a checkpoint is of no use, and takes room that is perhaps what is missing
+        raise
     _read_verified(uri)
     return uri
 

@@ -7,6 +7,7 @@ after a fault, leaves its first point as it is. So whatever is sent again is ide
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 
 from jobs.tracked_run import now_ms
 from pipelines import storage
+
+log = logging.getLogger(__name__)
 
 FILE = "metrics.jsonl"
 STAMPS = ("step", "time_ms")
@@ -47,7 +50,7 @@ class PointLog:
     def __init__(self, run: str, *, from_step: int, saved: str = "", sender: Sender | None = None) -> None:
         self._uri = storage.join(run, FILE)
         self._sender = sender
-        self._lock = threading.Lock()
+        self._lock, self._warned = threading.Lock(), False
         earlier = merge_points(read_points(run), parse_points(saved))
         self._recorded = {(record["step"], key) for record in earlier if record["step"] > from_step for key in record}
         self._lines = [_line(record) for record in earlier]
@@ -70,9 +73,25 @@ class PointLog:
                 return
             time_ms = now_ms()
             self._lines.append(_line({"step": step, "time_ms": time_ms, **new}))
-            self._file.write(self._lines[-1])
-        if self._sender is not None:
+            is_written = self._write(self._lines[-1])
+        if self._sender is not None and is_written:
             self._sender.log(new, step, time_ms)
+
+    def _write(self, line: str) -> bool:
+        """Append a line; whether it is in the file. A full disk stops no training: the line waits, and is in the next
+        checkpoint anyway.
+        """
+        try:
+            self._file.write(line)
+        except OSError as error:
+            self._warn(error)
+            return False
+        return True
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning("%s cannot be written (%s); the training goes on", self._uri, error.strerror or error)
 
     def text(self) -> str:
         """The whole curve so far, as a checkpoint takes it along."""
@@ -88,8 +107,11 @@ class PointLog:
 
     def close(self) -> None:
         """Flush, and let the sender finish."""
-        self.flush()
-        self._file.close()
+        for end in (self.flush, self._file.close):
+            try:
+                end()
+            except OSError as error:
+                self._warn(error)
         if self._scratch is not None:
             self._scratch.cleanup()
         if self._sender is not None:

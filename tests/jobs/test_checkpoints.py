@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from jobs.training.checkpoints import (
 )
 from jobs.training.resume import newest_state
 from jobs.training.rng import rng_state
+from pipelines import storage
 from tests.jobs.tiny_training import CPU
 
 FACTS: dict[str, Any] = {
@@ -196,6 +198,21 @@ def test_orphans_of_killed_saves_are_swept_away_and_whole_checkpoints_stay(tmp_p
     assert sweep_orphans(str(tmp_path)) == [10]
     assert checkpoint_steps(str(tmp_path)) == [5, 15]
     assert sweep_orphans(str(tmp_path)) == []
+
+
+def test_a_save_that_fails_leaves_nothing_that_takes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_step(tmp_path, 3)
+    real = storage.write_bytes
+
+    def full(uri: str, data: bytes) -> None:
+        if uri.endswith("stepper.pt"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(uri, data)
+
+    monkeypatch.setattr(storage, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_step(tmp_path, 6)
+    assert checkpoint_steps(str(tmp_path)) == [3]
 
 
 def test_a_save_that_nobody_waits_for_any_more_leaves_no_manifest(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -311,6 +313,32 @@ def test_a_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert [point["step"] for point in read_points(str(tmp_path))] == [2]
     PointLog(str(tmp_path), from_step=2).close()
     assert read_points(str(tmp_path)) == [{"step": 2, "train/loss": 1.0}]
+
+
+def test_a_full_disk_stops_no_training_and_its_points_are_written_when_there_is_room_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent: list[int] = []
+    sender = SimpleNamespace(log=lambda metrics, step, time_ms: sent.append(step), close=lambda: None)
+    log = PointLog(str(tmp_path), from_step=0, sender=sender)
+    log.log({"train/loss": 1.0}, step=2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 7, limits[1]))
+    try:
+        log.log({"train/loss": 2.0}, step=4)
+        log.log({"train/loss": 3.0}, step=6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sent == [2], "what is not in the file is not told"
+    assert len(caplog.records) == 1, "and said once"
+    log.log({"train/loss": 4.0}, step=8)
+    log.close()
+    assert [(point["step"], point["train/loss"]) for point in read_points(str(tmp_path))] == [
+        (2, 1),
+        (4, 2),
+        (6, 3),
+        (8, 4),
+    ]
 
 
 def test_what_is_no_record_of_the_curve_is_left_out(tmp_path: Path) -> None:
