@@ -23,7 +23,6 @@ from jobs.training.publish import BEST_FOLDER, MODEL_FOLDER
 from jobs.training.resources import Allocation, nodes_of
 from jobs.training.resume import newest_facts
 from jobs.training.sampling_table import sampling_table
-from jobs.training.validation import best_row
 from jobs.training.validator import FIGURES, Validator
 from jobs.training.work import (
     TrainWork,
@@ -145,7 +144,7 @@ def validations_table(work: TrainWork, validator: Validator, table: dict[str, An
     """What `result.json` holds of the validations, of which the one after the last step is the last."""
     last = {"step": table["steps"], "time_ms": now_ms()}
     validator.add(last | {key: table[key] for key in FIGURES}, source=MODEL_FOLDER)
-    best = best_row(validator.rows, work.job.validate_metric)
+    best = validator.best_kept()
     found: dict[str, Any] = {"validations": validator.rows}
     if work.job.keep_best and best is not None:
         found["best"] = {**best, "checkpoint": storage.join(work.run, BEST_FOLDER)}

@@ -20,7 +20,7 @@ from jobs.outbox import first_line
 from jobs.specs import LabelledSplit
 from jobs.tracked_run import Run, now_ms
 from jobs.training.plan import Metric
-from jobs.training.publish import BEST_FOLDER, copy_published
+from jobs.training.publish import BEST_FOLDER, copy_published, is_published
 from jobs.training.validation import (
     Row,
     best_row,
@@ -75,6 +75,8 @@ class Validator:
         self._run, self._data, self._metric, self._keep_best = run, data, metric, keep_best
         self._compute, self._tracked, self._say = compute, tracked, say
         self.rows = merge_rows(read_rows(run), saved)
+        has_best = keep_best and is_published(run, BEST_FOLDER)
+        self._gone = set() if has_best else {row["step"] for row in self.rows}
         self._failed: set[int] = set()
         self._told_to_wait = False
         self._closing = threading.Event()
@@ -82,6 +84,11 @@ class Validator:
         self._thread = threading.Thread(target=self._work, name="validation", daemon=True)
 
     def __enter__(self) -> Self:
+        if self._keep_best and self._gone:
+            self._say(
+                f"{self._run}: no weights are left of the validations so far; {BEST_FOLDER}/ holds those of the best "
+                "from here on"
+            )
         self._tracked.log_curve([points_of_row(row) for row in self.rows])  # what an earlier driver could not send
         self._thread.start()
         return self
@@ -100,11 +107,18 @@ class Validator:
     def add(self, row: Row, *, source: str) -> None:
         """Take up a validation of the weights in `<run>/<source>/`; they are kept where they are the best so far."""
         rows = merge_rows(self.rows, [row])
-        best = best_row(rows, self._metric)
+        best = self._best_kept(rows)
         if self._keep_best and best is not None and best["step"] == row["step"]:
             copy_published(self._run, source=source, target=BEST_FOLDER)
         self.rows = rows
         write_rows(self._run, rows, metric=self._metric)
+
+    def best_kept(self) -> Row | None:
+        """The validation whose weights lie in `<run>/best/`, where they are kept."""
+        return self._best_kept(self.rows)
+
+    def _best_kept(self, rows: list[Row]) -> Row | None:
+        return best_row([row for row in rows if row["step"] not in self._gone], self._metric)
 
     def _work(self) -> None:
         while time.monotonic() <= self._deadline:

@@ -17,6 +17,7 @@ from jobs.tracked_run import Run
 from jobs.training.checkpoints import load_checkpoint
 from jobs.training.notice import Stop
 from jobs.training.plan import TrainPlan, ValidationPlan
+from jobs.training.publish import copy_published
 from jobs.training.step import Stepper
 from jobs.training.validation import (
     Row,
@@ -227,11 +228,28 @@ def test_weights_that_are_no_better_do_not_replace_the_best(
     monkeypatch.setattr(Validator, "_evaluate", stand_in({4: 0.25}))
     monkeypatch.setattr(Validator, "_has_room", lambda self: True)
     told: list[str] = []
+    copy_published(published, source="validation/step-00000002", target="best")
     with validator_of(published, dataset, told, Curve(), saved=[row(1, 0.5)]) as validator:
         validator.finish(timeout_s=30)
     assert "(best at step 1)" in told[1]
-    assert not Path(published, "best").exists()
+    assert load_model(Path(published, "best")).info["provenance"]["step"] == 2, "what was there"
     assert [known["step"] for known in read_rows(published)] == [1, 4]
+    assert validator.best_kept() == row(1, 0.5)
+
+
+def test_where_the_best_weights_were_deleted_that_is_said_and_the_best_of_later_ones_are_kept(
+    published: str, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Validator, "_evaluate", stand_in({4: 0.25}))
+    monkeypatch.setattr(Validator, "_has_room", lambda self: True)
+    told: list[str] = []
+    with validator_of(published, dataset, told, Curve(), saved=[row(1, 0.5)]) as validator:
+        validator.finish(timeout_s=30)
+    assert told[0].endswith("no weights are left of the validations so far; best/ holds those of the best from here on")
+    best = validator.best_kept()
+    assert best is not None
+    assert (best["step"], best["miou"]) == (4, 0.25), "the figures are those of the weights that are named with them"
+    assert load_model(Path(published, "best")).info["provenance"]["step"] == 4
 
 
 def test_a_validation_that_fails_is_told_and_stops_nothing(
