@@ -28,6 +28,10 @@ def training_section(folder: str, result: Mapping[str, Any]) -> str:
         return ""
     points = read_points(folder)
     drawn = [curves({name: series_of(points, name)}, title=title) for name, title in CURVES.items()]
+    validations = result.get("validations") or []
+    drawn.append(curves({"mIoU": series_of(validations, "miou")}, title="mIoU of validations"))
+    best = result.get("best")
+    told = f"Best of {len(validations)} validations: step {best['step']}, in {best['checkpoint']}" if best else ""
     data = [(part["dataset"], part["labels"], part["split"], part["samples"]) for part in result.get("data", [])]
     sampled, classes = sampling_rows(result.get("sampling") or [])
     return html.section(
@@ -39,6 +43,9 @@ def training_section(folder: str, result: Mapping[str, Any]) -> str:
             html.table(("steps", "class", "centroids", "drawn around them per epoch"), classes),
         ),
         f'<div class="plots">{"".join(drawn)}</div>' if any(drawn) else "",
+        html.note(f"Best of {len(validations)} validations: step {best['step']}, in {best['checkpoint']}")
+        if best
+        else "",
         html.folded("what was kept of the earlier model", str(result.get("transfer") or "")),
     )
 

@@ -162,6 +162,21 @@ def test_the_page_of_a_training_shows_its_curves(tmp_path: Path) -> None:
     assert "0–4bus413" in page.text
 
 
+def test_the_page_of_a_training_shows_its_validations_and_where_the_best_is(tmp_path: Path) -> None:
+    validations = [{"step": step, "miou": miou} for step, miou in ((10, 0.25), (20, 0.5))]
+    result = {
+        "verb": "train",
+        "steps": 20,
+        "validations": validations,
+        "best": {**validations[1], "checkpoint": "r/best"},
+    }
+    write_run(tmp_path, result)
+    text = Path(write_report(str(tmp_path))).read_text()
+    assert "mIoU of validations" in text
+    assert "mIoU, step 20: 0.5" in text
+    assert "Best of 2 validations: step 20, in r/best" in text
+
+
 def test_the_page_of_a_label_set_shows_image_label_and_confidence(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "d", shard_sizes=(3,), bad_labels=(1,))
     add_confidence(dataset)
