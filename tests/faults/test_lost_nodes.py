@@ -144,14 +144,20 @@ def test_an_elastic_group_goes_on_smaller_when_a_node_is_lost_and_grows_without_
     workers = {"min": 1, "max": 2, "look_every_s": 2}
     training = Training(recipe, tmp_path, dataset, nodes, workers=workers)
     recoveries, alive = training.recoveries, lambda: training.driver.is_alive()
-    training.at(8)
+    # Where Ray has not seen both nodes yet, one begins alone.
+    wait_for(lambda: sizes(training.run)[-1:] == [2], what="a group of two", alive=alive)
+    training.at(last_step(training.run) + 8)
     rank = 0 if training.node_of(0) else 1
     node = training.node_of(rank)
     recoveries.after(f"node of rank {rank} lost", lambda: nodes.kill(node), alive=alive)
-    training.at(20)
+    training.at(last_step(training.run) + 5)
     recoveries.after("node added", lambda: nodes.fill(2, cpus=2), alive=alive)
     training.finish()
     recoveries.show()
-    assert [len(group["workers"]) for group in read_groups(str(training.run))] == [2, 1, 2]
+    assert sizes(training.run)[-3:] == [2, 1, 2]
     assert recoveries.redone()[0] <= EVERY + SLACK
     assert recoveries.redone()[1] == 0, "a healthy group saves before it is taken apart"
+
+
+def sizes(run: Path) -> list[int]:
+    return [len(group["workers"]) for group in read_groups(str(run))]
