@@ -8,7 +8,7 @@ UV := $(shell command -v uv || echo $(BIN)/uv)
 SEGRAY_DATA ?= ../shared/data
 export SEGRAY_DATA
 
-.PHONY: setup demo test check bench faults study real lock clean
+.PHONY: setup demo test check bench faults slow study real lock clean
 
 setup: $(VENV)/.ready
 
@@ -20,7 +20,7 @@ demo: setup
 	$(BIN)/segray demo --output out/demo
 
 # Two processes: the tests that start Ray share one local cluster in the first, the rest run in the second.
-# Every test belongs to `test` or `faults`; those that kill processes but are quick belong to both.
+# Every test belongs to `test`, `faults` or `slow`; those that kill processes but are quick belong to the first two.
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "not slow"
 
@@ -34,7 +34,10 @@ bench: setup
 	$(BIN)/python -m benchmarks.run --output out/bench.json
 
 faults: setup
-	$(BIN)/python -m pytest -q -m "faults or slow"
+	$(BIN)/python -m pytest -q -m faults
+
+slow: setup
+	$(BIN)/python -m pytest -q -m "slow and not faults"
 
 study: setup
 	$(BIN)/python -m benchmarks.study --data $(SEGRAY_DATA) --output out/study

@@ -42,6 +42,7 @@ class Runs:
             output=str(self.folder / "runs"),
             device="cpu",
             threads=self.threads,
+            channels_last=True,  # 1.4 times as fast
             checkpoint_every=EVERY,
             keep_checkpoints=1,
             log_every=EVERY,

@@ -26,13 +26,13 @@ class Settings:
     """Sizes are in pixels, those of pictures before they are scaled."""
 
     preset: str = "semfpn_efficientnet_lite0"
-    steps: int = 1500
+    steps: int = 4000
     """Of the arms that differ in their labels."""
-    begin_steps: int = 500
+    begin_steps: int = 1000
     """Of the arms that differ in what they begin with."""
     batch: int = 4
-    crop: tuple[int, int] = (160, 224)
-    short_side: int = 300
+    crop: tuple[int, int] = (128, 176)
+    short_side: int = 240
     scale: tuple[float, float] = (0.5, 1.5)
     jitter: float = 0.4
     """Brightness, contrast and saturation."""

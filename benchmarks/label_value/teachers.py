@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.real_teachers import CITYSCAPES, camvid_of_cityscapes, publish_espnet, publish_graph
 from pipelines.labels import LabelSpace
 from seg_models.checkpoints import load_model, save_model
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from seg_models.predictor import PredictorSpec
 from seg_models.spec import AnyModelSpec, ModelSpec
-from tests.real_teachers import CITYSCAPES, camvid_of_cityscapes, publish_espnet, publish_graph
 
 TEACHERS = {
     "deeplab_edgetpu_slim_cityscapes19_513": PredictorSpec(size=(513, 513), flip=True),

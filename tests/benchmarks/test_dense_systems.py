@@ -19,6 +19,7 @@ from jobs.load import parse_flags
 from pipelines.sources.camvid import CLASSES
 from seg_models.recipes.shared import EFFICIENTNET_LITE0
 from seg_models.spec import ARCHITECTURES, preset
+from tests.tiny_frames import write_frames
 
 ROW = {"arch": "pspnet", "preset": "p", "params": 7, "pssl_losses": [2, 1], "camvid_losses": [3, 2], "seconds": 5.0}
 SCORES = {"miou": 0.5, "pixel_accuracy": 0.8, "evaluated": 1, "confusion": [[6, 0], [1, 1]], "classes": ["Sky", "Road"]}
@@ -134,14 +135,3 @@ def write_images(folder: Path, *, count: int) -> None:
         Image.fromarray(pixels).save(folder / f"{number}.png")
     lines = ["file\tclass_index", *(f"{number}.png\t{number}" for number in range(count))]
     (folder / "index.tsv").write_text("\n".join(lines) + "\n")
-
-
-def write_frames(split: Path, *, count: int) -> None:
-    """Frames whose upper half is sky and whose lower half is road."""
-    label = np.repeat(np.array([0, 3], np.uint8), 24)[:, None].repeat(64, axis=1)
-    colors = np.zeros((12, 3), np.uint8)
-    colors[[0, 3]] = (90, 160, 250), (70, 60, 50)
-    for part, pixels in (("images", colors[label]), ("labels", label)):
-        (split / part).mkdir(parents=True)
-        for number in range(count):
-            Image.fromarray(pixels).save(split / part / f"{number}.png")

@@ -32,6 +32,7 @@ from pipelines.labels import with_background
 from pipelines.tables import Dataset, write_shard
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
 from tests.tiny_data import write_dataset
+from tests.tiny_frames import write_frames
 
 
 def test_every_eighth_training_frame_is_labelled_and_the_others_are_the_rest(tmp_path: Path) -> None:
@@ -227,17 +228,6 @@ def write_labels(dataset: Dataset, name: str, rows: list[dict[str, Any]], labels
 
 def names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.iterdir())
-
-
-def write_frames(split: Path, *, count: int) -> None:
-    """Frames whose upper half is sky and whose lower half is road, with their labels."""
-    label = np.repeat(np.array([0, 3], np.uint8), 24)[:, None].repeat(64, axis=1)
-    colors = np.zeros((12, 3), np.uint8)
-    colors[[0, 3]] = (90, 160, 250), (70, 60, 50)
-    for part, pixels in (("images", colors[label]), ("labels", label)):
-        (split / part).mkdir(parents=True)
-        for number in range(count):
-            Image.fromarray(pixels).save(split / part / f"{number:02d}.png")
 
 
 def write_images(folder: Path, *, count: int) -> None:

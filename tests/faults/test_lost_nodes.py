@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jobs.training.groups import read_groups
+from seg_models.recipes.recipe import Recipe
 from tests.faults.nodes import Nodes, ray_nodes
 from tests.faults.training import (
     EVERY,
@@ -28,8 +29,6 @@ from tests.faults.training import (
 )
 from tests.tiny_data import write_dataset
 
-PAUSE_S = 0.15
-
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
@@ -46,11 +45,16 @@ def nodes() -> Iterator[Nodes]:
         yield running
 
 
+def brake_of(folder: Path) -> Path:
+    return folder / "brake"
+
+
 class Training:
     """A run under way, whose driver may be killed and started again."""
 
-    def __init__(self, job: dict[str, Any], folder: Path, nodes: Nodes) -> None:
-        self._job, self._folder, self._nodes = job, folder, nodes
+    def __init__(self, recipe: Recipe, folder: Path, dataset: str, nodes: Nodes, **changes: Any) -> None:
+        self._job = job_of(dataset, folder / "runs", recipe, **changes)
+        self._folder, self._nodes = folder, nodes
         self.run = folder / "runs" / "tiny"
         self.recoveries = Recoveries(self.run)
         self.driver: Driver = self._start()
@@ -69,14 +73,19 @@ class Training:
         self.driver.process.wait()
         self.driver = self._start()
 
+    def finish(self) -> str:
+        """Take the brake away and wait for a good end; what was printed."""
+        brake_of(self._folder).unlink()
+        return self.driver.finish()
+
     def _start(self) -> Driver:
         return start_driver(self._job, self._folder / "job.json", environment=self._nodes.environment)
 
 
 def test_notices_are_saved_in_and_no_step_is_done_twice(dataset: str, tmp_path: Path, nodes: Nodes) -> None:
-    recipe = recipe_of(steps=45, pause_s=PAUSE_S)
+    recipe = recipe_of(steps=60, brake=brake_of(tmp_path))
     nodes.fill(3)
-    training = Training(job_of(dataset, tmp_path / "runs", recipe), tmp_path, nodes)
+    training = Training(recipe, tmp_path, dataset, nodes)
     recoveries, run, alive = training.recoveries, training.run, lambda: training.driver.is_alive()
     training.at(8)
     recoveries.after("SIGTERM to rank 1", lambda: os.kill(pid_of(run, 1), signal.SIGTERM), alive=alive)
@@ -84,7 +93,7 @@ def test_notices_are_saved_in_and_no_step_is_done_twice(dataset: str, tmp_path: 
     rank = 0 if training.node_of(0) else 1
     node = training.node_of(rank)
     recoveries.after(f"drain of rank {rank}'s node", lambda: nodes.drain(node, seconds=30), alive=alive)
-    printed = training.driver.finish()
+    printed = training.finish()
     recoveries.show()
     assert recoveries.redone() == [0, 0]
     assert "(SIGTERM), saved; going on elsewhere" in printed
@@ -95,9 +104,9 @@ def test_notices_are_saved_in_and_no_step_is_done_twice(dataset: str, tmp_path: 
 def test_a_killed_node_and_a_killed_driver_leave_the_bytes_of_an_undisturbed_run(
     dataset: str, tmp_path: Path, nodes: Nodes
 ) -> None:
-    recipe = recipe_of(steps=45, pause_s=PAUSE_S)
+    recipe = recipe_of(steps=60, brake=brake_of(tmp_path))
     nodes.fill(3)
-    training = Training(job_of(dataset, tmp_path / "runs", recipe), tmp_path, nodes)
+    training = Training(recipe, tmp_path, dataset, nodes)
     recoveries, alive = training.recoveries, lambda: training.driver.is_alive()
     training.at(8)
     rank = 0 if training.node_of(0) else 1
@@ -105,7 +114,7 @@ def test_a_killed_node_and_a_killed_driver_leave_the_bytes_of_an_undisturbed_run
     recoveries.after(f"node of rank {rank} killed", lambda: nodes.kill(node), alive=alive)
     training.at(23)
     recoveries.after("driver killed", training.kill_driver, alive=alive)
-    training.driver.finish()
+    training.finish()
     recoveries.show()
     assert max(recoveries.redone()) <= EVERY + SLACK
     assert weights_of(training.run) == undisturbed(dataset, tmp_path / "calm", recipe, world=2)
@@ -114,13 +123,13 @@ def test_a_killed_node_and_a_killed_driver_leave_the_bytes_of_an_undisturbed_run
 def test_three_ranks_whose_gradients_are_added_in_order_lose_one_and_end_with_equal_bytes(
     dataset: str, tmp_path: Path, nodes: Nodes
 ) -> None:
-    recipe = recipe_of(steps=25, pause_s=PAUSE_S)
+    recipe = recipe_of(steps=25, brake=brake_of(tmp_path))
     nodes.fill(3)
-    training = Training(job_of(dataset, tmp_path / "runs", recipe, workers=3, reduce="ordered"), tmp_path, nodes)
+    training = Training(recipe, tmp_path, dataset, nodes, workers=3, reduce="ordered")
     recoveries, run, alive = training.recoveries, training.run, lambda: training.driver.is_alive()
     training.at(8)
     recoveries.after("rank 1 of 3 killed", lambda: os.kill(pid_of(run, 1), signal.SIGKILL), alive=alive)
-    training.driver.finish()
+    training.finish()
     recoveries.show()
     assert max(recoveries.redone()) <= EVERY + SLACK
     assert weights_of(run) == undisturbed(dataset, tmp_path / "calm", recipe, world=3)
@@ -129,20 +138,26 @@ def test_three_ranks_whose_gradients_are_added_in_order_lose_one_and_end_with_eq
 def test_an_elastic_group_goes_on_smaller_when_a_node_is_lost_and_grows_without_doing_a_step_twice(
     dataset: str, tmp_path: Path, nodes: Nodes
 ) -> None:
-    recipe = recipe_of(steps=180, pause_s=PAUSE_S)
+    recipe = recipe_of(steps=600, brake=brake_of(tmp_path))
     nodes.fill(0)
     nodes.fill(2, cpus=2)  # workers take two each, so that the head has no room for one
     workers = {"min": 1, "max": 2, "look_every_s": 2}
-    training = Training(job_of(dataset, tmp_path / "runs", recipe, workers=workers), tmp_path, nodes)
+    training = Training(recipe, tmp_path, dataset, nodes, workers=workers)
     recoveries, alive = training.recoveries, lambda: training.driver.is_alive()
-    training.at(8)
+    # Where Ray has not seen both nodes yet, one begins alone.
+    wait_for(lambda: sizes(training.run)[-1:] == [2], what="a group of two", alive=alive)
+    training.at(last_step(training.run) + 8)
     rank = 0 if training.node_of(0) else 1
     node = training.node_of(rank)
     recoveries.after(f"node of rank {rank} lost", lambda: nodes.kill(node), alive=alive)
-    training.at(20)
+    training.at(last_step(training.run) + 5)
     recoveries.after("node added", lambda: nodes.fill(2, cpus=2), alive=alive)
-    training.driver.finish()
+    training.finish()
     recoveries.show()
-    assert [len(group["workers"]) for group in read_groups(str(training.run))] == [2, 1, 2]
+    assert sizes(training.run)[-3:] == [2, 1, 2]
     assert recoveries.redone()[0] <= EVERY + SLACK
     assert recoveries.redone()[1] == 0, "a healthy group saves before it is taken apart"
+
+
+def sizes(run: Path) -> list[int]:
+    return [len(group["workers"]) for group in read_groups(str(run))]

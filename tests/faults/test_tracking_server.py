@@ -51,9 +51,11 @@ class MlflowServer:
         store = ("--backend-store-uri", f"sqlite:///{self._folder}/server.db")
         files = ("--artifacts-destination", str(self._folder / "artifacts"), "--serve-artifacts")
         place = ("--host", "127.0.0.1", "--port", str(self._port), "--workers", "1")
+        # Its queues of jobs would share the processor whose use is measured.
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self._folder / "server.log").open("ab") as log:
             command = [sys.executable, "-m", "mlflow", "server", *store, *files, *place]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         wait_for(self._answers, what="an answer of the MLflow server", alive=lambda: True)
 
     def send(self, number: int) -> None:

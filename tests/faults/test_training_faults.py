@@ -28,8 +28,6 @@ from tests.faults.training import (
 )
 from tests.tiny_data import write_dataset
 
-PAUSE_S = 0.1
-
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -66,7 +64,7 @@ def train_beside(job: dict[str, Any], interfere: Callable[[Callable[[], bool]], 
 def test_a_rank_killed_at_a_random_step_five_times_leaves_the_bytes_of_an_undisturbed_run(
     dataset: str, tmp_path: Path
 ) -> None:
-    recipe, draw = recipe_of(steps=60, pause_s=PAUSE_S), random.Random(5)
+    recipe, draw = recipe_of(steps=60, brake=tmp_path / "brake"), random.Random(5)
     run = tmp_path / "runs" / "tiny"
     recoveries = Recoveries(run)
 
@@ -75,6 +73,7 @@ def test_a_rank_killed_at_a_random_step_five_times_leaves_the_bytes_of_an_undist
             step, rank = 10 * kill + draw.randint(3, 12), draw.randint(0, 1)
             wait_for(lambda step=step: last_step(run) >= step, what=f"step {step}", alive=alive)  # type: ignore[misc]
             recoveries.after(f"rank {rank} killed", lambda rank=rank: kill_rank(run, rank), alive=alive)  # type: ignore[misc]
+        (tmp_path / "brake").unlink()
 
     result = train_beside(job_of(dataset, tmp_path / "runs", recipe), kill_five_times)
     recoveries.show()

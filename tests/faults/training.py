@@ -26,11 +26,18 @@ EVERY = 5
 """Steps between checkpoints."""
 SLACK = 2
 """Steps done while the newest checkpoint is still being written."""
+PAUSE_S = 0.15
+"""How long a step rests while the brake is on, in the runs that are interfered with."""
 
 
-def recipe_of(*, steps: int, pause_s: float, **changes: Any) -> Recipe:
-    """A recipe in which everything that could go wrong at a resume takes part; steps last a while."""
-    model = TinySpec(norm=True, dropout=0.3, width=33, pause_s=pause_s)
+def recipe_of(*, steps: int, brake: Path, **changes: Any) -> Recipe:
+    """A recipe in which everything that could go wrong at a resume takes part.
+
+    Args:
+        brake: steps last a while until this file, which is made here, is taken away.
+    """
+    brake.touch()
+    model = TinySpec(norm=True, dropout=0.3, width=33, pause_s=PAUSE_S, pause_while=str(brake))
     settings: dict[str, Any] = {"model": model, "optimizer": OptimizerSpec(lr=0.05, momentum=0.9)}
     return tiny_recipe(**(settings | {"steps": steps, "global_batch": 6, "lanes": 12} | changes))
 

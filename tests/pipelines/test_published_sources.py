@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
+from benchmarks.real_teachers import CITYSCAPES
 from pipelines.codecs import decode_label
 from pipelines.ingest import count_dataset, worker_args
 from pipelines.ingest_plan import IngestPlan, plan_ingest
@@ -31,7 +32,6 @@ from pipelines.sources import (
 )
 from pipelines.tables import Dataset
 from tests.published_layouts import PUBLISHED, Published, picture, stripes, text
-from tests.real_teachers import CITYSCAPES
 from tests.source_files import WIDTH, put
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.real_teachers import CITYSCAPES, VOC, camvid_of_cityscapes, publish_espnet, publish_graph
 from pipelines.autolabel import run_autolabel
 from pipelines.autolabel_plan import plan_autolabel, plan_derived
 from pipelines.codecs import decode_label
@@ -25,7 +26,6 @@ from seg_models.checkpoints import load_model
 from seg_models.metrics import ConfusionMatrix
 from seg_models.predictor import Predictor, PredictorSpec
 from tests.inline_shards import inline_shards
-from tests.real_teachers import CITYSCAPES, VOC, camvid_of_cityscapes, publish_espnet, publish_graph
 from tests.tiny_data import image_rows
 
 pytestmark = pytest.mark.real

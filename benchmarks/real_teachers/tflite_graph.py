@@ -21,7 +21,7 @@ RELU, RELU6 = 1, 3  # TFLite's numbers of the activations
 class GraphSpec(ModelSpec):
     """The operations in order, and the shapes of the weights they name."""
 
-    arch: Literal["tests.tflite_graph:GraphSpec"] = "tests.tflite_graph:GraphSpec"
+    arch: Literal["benchmarks.real_teachers.tflite_graph:GraphSpec"] = "benchmarks.real_teachers.tflite_graph:GraphSpec"
     input: int
     """Id of the input tensor."""
     size: tuple[int, int]

@@ -28,7 +28,7 @@ STRIDE = 16
 class ESPNetv2Spec(ModelSpec):
     """Width and outputs of a published network."""
 
-    arch: Literal["tests.espnetv2:ESPNetv2Spec"] = "tests.espnetv2:ESPNetv2Spec"
+    arch: Literal["benchmarks.real_teachers.espnetv2:ESPNetv2Spec"] = "benchmarks.real_teachers.espnetv2:ESPNetv2Spec"
     width: float = 2.0
     num_outputs: int = 20
     """Outputs of the weights; those after the classes are left out."""

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from benchmarks.real_teachers.espnetv2 import ESPNetv2Spec, width_of
+from benchmarks.real_teachers.tflite_graph import GraphSpec
 from pipelines.labels import LabelSpace
 from seg_models.checkpoints import save_model
 from seg_models.outputs import SegModel
 from seg_models.spec import ModelSpec
-from tests.espnetv2 import ESPNetv2Spec, width_of
-from tests.tflite_graph import GraphSpec
 
 CITYSCAPES = LabelSpace(
     names=(
