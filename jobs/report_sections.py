@@ -43,9 +43,7 @@ def training_section(folder: str, result: Mapping[str, Any]) -> str:
             html.table(("steps", "class", "centroids", "drawn around them per epoch"), classes),
         ),
         f'<div class="plots">{"".join(drawn)}</div>' if any(drawn) else "",
-        html.note(f"Best of {len(validations)} validations: step {best['step']}, in {best['checkpoint']}")
-        if best
-        else "",
+        html.note(told),
         html.folded("what was kept of the earlier model", str(result.get("transfer") or "")),
     )
 

@@ -19,7 +19,8 @@ from tests.tiny_data import write_dataset
 @pytest.mark.timeout(400)
 def test_a_second_driver_is_refused_and_one_that_is_told_to_end_saves_and_leaves_the_run_free(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "data", shard_sizes=(6, 6))
-    job = job_of(dataset.root, tmp_path / "runs", recipe_of(steps=300, pause_s=0.1), workers=1)
+    recipe = recipe_of(steps=1000, brake=tmp_path / "brake")
+    job = job_of(dataset.root, tmp_path / "runs", recipe, workers=1)
     run = tmp_path / "runs" / "tiny"
     first = start_driver(job, tmp_path / "first.json", environment={})
     wait_for(lambda: (run / "drivers").exists(), what="the first driver", alive=first.is_alive)
