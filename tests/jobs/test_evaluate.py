@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -303,6 +304,33 @@ def test_an_image_of_another_size_than_its_label_is_skipped(tmp_path: Path, wron
         found = evaluate_checkpoint(wrong, dataset=str(tmp_path), labels="human", split="test")
     assert found.reasons == {"image and label differ in size": 1}
     assert found.evaluated == 1
+
+
+def test_an_evaluation_that_breaks_off_while_it_is_written_leaves_no_result_of_an_earlier_one(
+    dataset: Dataset, wrong: str, measured: EvaluationResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name in ("result.json", "job.json", "pictures/fixed-07.png"):
+        (tmp_path / name).write_text("{}")
+    job = EvaluateJob(
+        checkpoint=wrong,
+        dataset=dataset.root,
+        labels="bordered",
+        output=str(tmp_path),
+        tracking=TrackingSpec(enabled=False),
+    )
+
+    def full(result: EvaluationResult, *, output: str) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(evaluate, "run_evaluation", lambda *_, **__: measured)
+    monkeypatch.setattr(evaluate, "ray_session", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(evaluate, "preflight", lambda *_: None)
+    monkeypatch.setattr(evaluate, "write_evaluation", full)
+    with pytest.raises(OSError, match="No space left"):
+        evaluate.run(job)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["job.json"]
+    assert EvaluateJob.model_validate_json((tmp_path / "job.json").read_text()) == job
 
 
 def test_the_job_writes_figures_pictures_and_tables_and_a_run_in_mlflow(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,3 +250,33 @@ def test_a_local_copy_follows_an_object_that_changed_and_kept_its_size(
     assert storage.local_copy(folder) == storage.local_copy(folder)
     with pytest.raises(ValueError, match="no such file"):
         storage.local_copy(f"{s3_bucket}/nothing")
+
+
+def _create_one_of_eight(place: str) -> list[bytes]:
+    """Eight threads create one file at once; what those wrote who were told that they did."""
+    start, won = threading.Barrier(8), list[bytes]()
+
+    def create(number: int) -> None:
+        data = f"number {number}".encode()
+        start.wait()
+        if storage.create_bytes(place, data):
+            won.append(data)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return won
+
+
+def test_of_many_that_create_a_file_at_once_one_does(tmp_path: Path) -> None:
+    place = storage.join(str(tmp_path), "deep", "file")
+    assert _create_one_of_eight(place) == [storage.read_bytes(place)]
+
+
+@pytest.mark.cluster
+def test_of_many_that_create_an_object_at_once_one_does(s3_bucket: str) -> None:
+    place = f"{s3_bucket}/deep/object"
+    assert _create_one_of_eight(place) == [storage.read_bytes(place)]
+    assert storage.create_bytes(place, storage.read_bytes(place)), "an answer that was lost: it is what we wrote"
