@@ -37,7 +37,7 @@ from pipelines.local_batches import LocalBatches
 from pipelines.order import SampleOrder
 from pipelines.samples import Part, SampleIndex, build_index
 from seg_models.checkpoints import save_model
-from seg_models.recipes.recipe import AugmentSpec, LossSpec, OptimizerSpec
+from seg_models.recipes.recipe import AugmentSpec, LossSpec, OhemSpec, OptimizerSpec
 from tests.jobs.ranks import run_ranks
 from tests.jobs.tiny_training import CPU, TINY_PSPNET, TinySpec, plan_of, tiny_recipe, train_alone, train_as_rank
 from tests.tiny_data import SPACE, write_dataset
@@ -108,13 +108,30 @@ def test_training_learns_the_tiny_scenes(index: SampleIndex, tmp_path: Path) -> 
     assert model.num_classes == 3
 
 
+@pytest.mark.parametrize(
+    ("loss", "key"),
+    [
+        (LossSpec(aux_weight=0.7), "aux_weight = 0.7"),
+        (LossSpec(ohem=OhemSpec(auxiliary=True)), "ohem.auxiliary = true"),
+    ],
+)
+def test_what_is_set_about_auxiliary_losses_that_a_network_does_not_have_is_refused(
+    index: SampleIndex, tmp_path: Path, loss: LossSpec, key: str
+) -> None:
+    recipe = tiny_recipe(loss=loss, model=TINY_PSPNET | {"aux_channels": None})
+    with pytest.raises(ValueError, match=rf"recipe.loss.{key} takes no effect: PSPNet .* no auxiliary losses"):
+        train_alone(plan_of(index, tmp_path, recipe))
+
+
 @pytest.mark.parametrize("change", ["plain", "background", "aux"])
 def test_the_loss_of_a_step_is_weighted_leaves_void_out_and_adds_the_auxiliary_part(
     index: SampleIndex, tmp_path: Path, change: str
 ) -> None:
     recipe = tiny_recipe(
         model=TinySpec(aux=change == "aux"),
-        loss=LossSpec(background_weight=0.1 if change == "background" else None, aux_weight=0.3),
+        loss=LossSpec(
+            background_weight=0.1 if change == "background" else None, aux_weight=0.3 if change == "aux" else 0.4
+        ),
         augment=AugmentSpec(crop=(48, 48), scale=(1.0, 1.0)),
         steps=1,
     )
