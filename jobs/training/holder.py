@@ -67,7 +67,10 @@ class Driver:
         """Whether the process has ended; None where that cannot be seen from here."""
         if self.ended:
             return True
-        return None if self.machine != _machine() else (_start_of(self.pid) or "") != self.started
+        if self.machine != _machine():
+            return None
+        start = _start_of(self.pid)
+        return None if start == "" else start != self.started
 
 
 def require_free(run: str) -> None:
@@ -216,22 +219,22 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process of this machine began; None where there is none, or only what is left of one (a zombie).
+    """When a process of this machine began; empty where the system does not say.
 
-    Where the system does not say when, a constant.
+    None where there is no such process, or only what is left of one (a zombie).
     """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if state in "ZX" else fields[18]
     except OSError:
-        return None if Path("/proc/self/stat").exists() else _exists(pid)
+        return "" if _exists(pid) else None
+    return None if state in "ZX" else fields[18]
 
 
-def _exists(pid: int) -> str | None:
+def _exists(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return None
-    except PermissionError:
+        return False
+    except PermissionError:  # of another user, who may hide what /proc says
         pass
-    return "running"
+    return True

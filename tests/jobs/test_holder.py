@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -69,6 +70,19 @@ def test_a_killed_driver_blocks_nobody_even_before_anybody_has_buried_it(
     with hold_run(str(tmp_path), say=print):
         assert time.monotonic() - begin < 5
         assert sorted(os.listdir(tmp_path / "drivers")) == ["00000001.json", "00000002.json"]
+
+
+def test_a_process_that_hides_when_it_began_is_judged_by_its_beats(
+    tmp_path: Path, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Driver.here().machine
+    monkeypatch.setattr(holder, "_machine", lambda: machine)
+    monkeypatch.setattr(holder, "Path", lambda place: Path("/nothing") / place.lstrip("/"))
+    require_free(str(tmp_path))
+    said: list[str] = []
+    other.send_signal(signal.SIGSTOP)
+    with hold_run(str(tmp_path), say=said.append, silent_s=0.2):
+        assert f"was trained by process {other.pid} on " in said[0]
 
 
 def test_a_number_given_again_to_another_process_does_not_block(tmp_path: Path) -> None:
