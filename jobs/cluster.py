@@ -56,7 +56,7 @@ def ray_session(compute: ComputeSpec, *, num_cpus: int | None = None, pixels_byt
         _connect(compute.cluster)
     else:
         _start_local(num_cpus, OBJECT_STORE_BYTES + pixels_bytes)
-    with _sigterm_as_interrupt():
+    with sigterm_as_interrupt():
         try:
             yield
         finally:
@@ -64,7 +64,7 @@ def ray_session(compute: ComputeSpec, *, num_cpus: int | None = None, pixels_byt
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def sigterm_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end the job like Ctrl-C; Ray's own handler prints addresses of its code, and may end with an abort.
 
     Batch systems, `timeout` and `ray job stop` send it. Call it when Ray has put its handler in place. Once is enough:
@@ -73,7 +73,7 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
     def interrupt(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt  # not Ray Train's answer to Ctrl-C, which ends workers before they have saved
+        raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield

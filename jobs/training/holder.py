@@ -183,7 +183,8 @@ class _Beat:
         self._say(f"{self._run}: this process was silent for a while and {who} has taken the run over; ending here")
         main = threading.main_thread().ident
         assert main is not None
-        signal.pthread_kill(main, signal.SIGINT)  # as Ctrl-C, which also wakes a thread that waits
+        # It wakes a thread that waits, and `ray_session` takes it for Ctrl-C, to which jobs in the background are deaf.
+        signal.pthread_kill(main, signal.SIGTERM)
 
 
 def _place(run: str, number: int) -> str:

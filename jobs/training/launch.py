@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import signal
 import tempfile
-import threading
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -60,6 +58,9 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
         kept = [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
         return [Orderly(), *kept]  # first: Ray's own takes the process group away from workers that are to stop
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C to Python: Ray Train's answer ends the workers before they have saved."""
+
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         if self.sizes:
             settings["scaling_policy"] = UsableSizes(
@@ -102,7 +103,7 @@ def _train_group(
 ) -> dict[str, Any]:
     """Train until the end or a notice."""
     attempt = uuid.uuid4().hex[:12]
-    with tempfile.TemporaryDirectory(prefix="segray-train-") as scratch, _environment(allocation), _own_interrupts():
+    with tempfile.TemporaryDirectory(prefix="segray-train-") as scratch, _environment(allocation):
         trainer = _Trainer(
             run_worker,
             # As bytes: Ray's controller unpacks this table too, and would import the networks for it.
@@ -119,8 +120,6 @@ def _train_group(
             if failure is None:
                 raise RuntimeError(_reason(error, plan, allocation, max_failures=max_failures)) from error
             figures = {"failure": failure}
-        except SystemExit as ended:  # Ray's answer to Ctrl-C, with exit code 0
-            raise KeyboardInterrupt from ended
         finally:
             forget_failure(plan.run, attempt)
     if figures is None:  # stopped from outside, which Ray does not call an error
@@ -195,16 +194,3 @@ def _environment(allocation: Allocation) -> Iterator[None]:
     finally:
         for key in added:
             os.environ.pop(key, None)
-
-
-@contextlib.contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """`fit` leaves a handler of its own for Ctrl-C behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

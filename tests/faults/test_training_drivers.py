@@ -10,7 +10,7 @@ import pytest
 
 from jobs.training.checkpoints import checkpoint_steps
 from jobs.training.holder import require_free
-from tests.faults.training import EVERY, job_of, last_step, recipe_of, start_driver, wait_for
+from tests.faults.training import EVERY, Driver, job_of, last_step, recipe_of, start_driver, wait_for
 from tests.tiny_data import write_dataset
 
 
@@ -34,8 +34,19 @@ def test_a_second_driver_is_refused_and_one_that_is_told_to_end_saves_and_leaves
     for _ in range(2):  # as whoever loses patience does
         first.process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
-    assert first.process.wait(timeout=60) == 130
-    printed = first.log.read_text()
+    ends_in_order(first, run)
+
+    reached = last_step(run)
+    third = start_driver(job, tmp_path / "third.json", environment={})
+    wait_for(lambda: last_step(run) > reached, what="the next step", alive=third.is_alive)
+    third.process.send_signal(signal.SIGINT)
+    ends_in_order(third, run)
+
+
+def ends_in_order(driver: Driver, run: Path) -> None:
+    """What whoever has interrupted a driver sees."""
+    assert driver.process.wait(timeout=60) == 130
+    printed = driver.log.read_text()
     assert "segray: interrupted; run the same command again to continue" in printed
     assert "*** SIGTERM" not in printed
     saved = checkpoint_steps(str(run))[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -133,7 +134,15 @@ def start_driver(job: Mapping[str, Any], file: Path, *, environment: Mapping[str
     with log.open("ab") as out:
         command = [sys.executable, "-m", "jobs", "train", str(file)]
         settings = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-        return Driver(subprocess.Popen(command, stdout=out, stderr=out, cwd=ROOT, env=settings), log)
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, cwd=ROOT, env=settings, preexec_fn=_listen_to_interrupts
+        )
+        return Driver(process, log)
+
+
+def _listen_to_interrupts() -> None:
+    """Tests that run in the background are deaf to Ctrl-C, and so would be what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @dataclass

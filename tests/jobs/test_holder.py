@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cluster import sigterm_as_interrupt
 from jobs.training import holder
 from jobs.training.holder import Driver, RunIsHeldError, hold_run, require_free
 from pipelines import storage
@@ -168,7 +169,7 @@ def test_a_driver_that_was_silent_for_too_long_ends_when_it_sees_its_successor(
     said: list[str] = []
 
     def train() -> None:
-        with hold_run(str(tmp_path), say=said.append):
+        with sigterm_as_interrupt(), hold_run(str(tmp_path), say=said.append):
             newer = json.dumps(vars(dataclasses.replace(Driver.here(), host="node-8"))).encode()
             storage.create_bytes(str(tmp_path / "drivers" / "00000002.json"), newer)
             time.sleep(20)

@@ -391,20 +391,12 @@ def test_a_sample_that_cannot_be_read_ends_the_run_with_its_name(tmp_path: Path)
 
 @SLOW_MACHINE
 @pytest.mark.usefixtures("ray_local")
-@pytest.mark.parametrize("ending", ["exit", "nothing"])
-def test_a_run_stopped_by_ctrl_c_counts_as_interrupted_and_not_as_done(
-    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+def test_a_run_stopped_from_outside_counts_as_interrupted_and_not_as_done(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(self: Any) -> Any:
-        if ending == "exit":
-            raise SystemExit(0)
-        return SimpleNamespace(return_value=None)
-
-    monkeypatch.setattr("jobs.training.launch._Trainer.fit", stopped)
-    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("jobs.training.launch._Trainer.fit", lambda self: SimpleNamespace(return_value=None))
     with pytest.raises(KeyboardInterrupt):
         train.run(job_of(dataset, tmp_path / "runs"))
-    assert signal.getsignal(signal.SIGINT) is handler
     assert not (tmp_path / "runs" / "tiny" / "result.json").exists()
 
 
