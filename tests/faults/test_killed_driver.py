@@ -10,7 +10,7 @@ import pytest
 
 from tests.faults.labelling import committed, printed, settings, start, wait_for_shards, write_dataset, write_weights
 
-SHARDS, SAMPLES = 8, 150
+SHARDS, SAMPLES = 8, 60
 
 
 @pytest.mark.faults
