@@ -25,6 +25,7 @@ from benchmarks.measure import Effort, Entries, Measured, command, cpu_pairs
 from benchmarks.resident import peak_bytes
 from seg_models.models import create_model
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
+from seg_models.parts.losses import upsampled_cross_entropy
 from seg_models.predictor import Predictor, PredictorSpec
 
 NUM_CLASSES = 19
@@ -81,8 +82,8 @@ class Pooled(SegModel):
         return SemanticOutput(self.classify(functional.avg_pool2d(images.float(), self.output_stride) / 25))
 
     def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
-        """It is not trained."""
-        raise NotImplementedError
+        """Cross-entropy of every pixel."""
+        return {"ce": upsampled_cross_entropy(output.logits, target.labels, void=target.void)}
 
 
 def windows(effort: Effort) -> Entries:

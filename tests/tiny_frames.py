@@ -1,4 +1,4 @@
-"""Street scenes of two classes as a folder of images and one of labels, for tests of what reads such folders."""
+"""Folders of pictures for tests of what reads such folders: street scenes with labels, and images with a class each."""
 
 from __future__ import annotations
 
@@ -17,3 +17,13 @@ def write_frames(split: Path, *, count: int) -> None:
         (split / part).mkdir(parents=True)
         for number in range(count):
             Image.fromarray(pixels).save(split / part / f"{number:02d}.png")
+
+
+def write_images(folder: Path, *, count: int) -> None:
+    """Pictures and their class list."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    lines = ["file\tclass_index", *(f"{number}.png\t{number}" for number in range(count))]
+    (folder / "index.tsv").write_text("\n".join(lines) + "\n")

@@ -6,9 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks.dense_systems import __main__ as command
 from benchmarks.dense_systems import systems
@@ -19,7 +17,7 @@ from jobs.load import parse_flags
 from pipelines.sources.camvid import CLASSES
 from seg_models.recipes.shared import EFFICIENTNET_LITE0
 from seg_models.spec import ARCHITECTURES, preset
-from tests.tiny_frames import write_frames
+from tests.tiny_frames import write_frames, write_images
 
 ROW = {"arch": "pspnet", "preset": "p", "params": 7, "pssl_losses": [2, 1], "camvid_losses": [3, 2], "seconds": 5.0}
 SCORES = {"miou": 0.5, "pixel_accuracy": 0.8, "evaluated": 1, "confusion": [[6, 0], [1, 1]], "classes": ["Sky", "Road"]}
@@ -125,13 +123,3 @@ def test_a_network_is_trained_and_evaluated_and_not_again(tmp_path: Path, capsys
     second = capsys.readouterr().out
     assert "$ segray" not in second
     assert first.splitlines()[-8:] == second.splitlines()[-8:]  # the table
-
-
-def write_images(folder: Path, *, count: int) -> None:
-    """Pictures and their class list."""
-    folder.mkdir(parents=True)
-    for number in range(count):
-        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    lines = ["file\tclass_index", *(f"{number}.png\t{number}" for number in range(count))]
-    (folder / "index.tsv").write_text("\n".join(lines) + "\n")

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from benchmarks.label_value import __main__ as command
@@ -31,8 +30,9 @@ from pipelines.codecs import decode_label, encode_label
 from pipelines.labels import with_background
 from pipelines.tables import Dataset, write_shard
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
+from seg_models.parts.losses import upsampled_cross_entropy
 from tests.tiny_data import write_dataset
-from tests.tiny_frames import write_frames
+from tests.tiny_frames import write_frames, write_images
 
 
 def test_every_eighth_training_frame_is_labelled_and_the_others_are_the_rest(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ class _Scores(SegModel):
         return SemanticOutput(self.scores)
 
     def loss(self, output: SemanticOutput, target: SemanticTarget) -> dict[str, Tensor]:
-        raise NotImplementedError
+        return {"ce": upsampled_cross_entropy(output.logits, target.labels, void=target.void)}
 
 
 def test_the_probability_of_a_group_is_the_sum_over_its_classes() -> None:
@@ -228,13 +228,3 @@ def write_labels(dataset: Dataset, name: str, rows: list[dict[str, Any]], labels
 
 def names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.iterdir())
-
-
-def write_images(folder: Path, *, count: int) -> None:
-    """Pictures and their class list."""
-    folder.mkdir(parents=True)
-    for number in range(count):
-        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-    lines = ["file\tclass_index", *(f"{number}.png\t{number}" for number in range(count))]
-    (folder / "index.tsv").write_text("\n".join(lines) + "\n")
