@@ -257,7 +257,7 @@ class NotedOrder(SampleOrder):
         return super().sample(position)
 
 
-def test_a_stream_that_nobody_takes_from_makes_a_bounded_number_ahead(
+def test_a_stream_that_nobody_takes_from_makes_a_bounded_number_ahead_and_rests(
     index: SampleIndex, ray_local: None, tmp_path: Path
 ) -> None:
     made = tmp_path / "made"
@@ -266,7 +266,8 @@ def test_a_stream_that_nobody_takes_from_makes_a_bounded_number_ahead(
         next(running)
         seen = -1
         while seen != made.stat().st_size:
-            seen = made.stat().st_size
+            seen, used = made.stat().st_size, time.process_time()
             time.sleep(1.5)
-        assert 8 * 2 <= seen <= 8 * 16
+        assert 8 * 2 <= seen <= 8 * 10
+        assert time.process_time() - used < 0.5  # as Ray Data has it, 1.5
     wait_for_no_data_workers()
