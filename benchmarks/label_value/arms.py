@@ -11,11 +11,10 @@ from benchmarks.study.maps import short_hash
 
 LABELS = ("threshold", "human_share")
 SELF = (*LABELS, "teacher_scales")
-TAUGHT = (*SELF, "teacher_times")
 PRETRAINING = ("pretrain_steps", "pretrain_crop", "pretrain_short_side", "pretrain_lr", "pssl_samples")
 COARSE = "-coarse"
 """Ends the names of label sets with groups of classes."""
-OF_OTHERS = {"steps", "begin_steps", *TAUGHT, *PRETRAINING}
+OF_OTHERS = {"steps", "begin_steps", *SELF, *PRETRAINING}
 """Settings that not all arms depend on."""
 
 
@@ -27,7 +26,7 @@ class Arm:
     title: str
     rest: str | None = None
     """Labels of the other seven eighths of the training frames: `human`, or by whom: `self`, the arm `eighth` with the
-    same seed; `taught`, a network trained longer on the eighth; or `cityscapes`."""
+    same seed, or `cityscapes`."""
     pssl: str | None = None
     """Label set of the pre-training: `paper`, `fast` or `random`, with 1000 classes or, as `fast-coarse`, with few."""
     imagenet: bool = True
@@ -47,7 +46,7 @@ class Arm:
 
     def _depends(self, settings: Settings) -> set[str]:
         keys = set(vars(settings)) - OF_OTHERS
-        keys.update({"self": SELF, "taught": TAUGHT, "cityscapes": LABELS}.get(self.rest or "", ()))
+        keys.update({"self": SELF, "cityscapes": LABELS}.get(self.rest or "", ()))
         return keys
 
 
@@ -66,7 +65,6 @@ IMAGENET = Arm("imagenet", "ImageNet backbone", brief=True)
 AUTO_LABELS = (
     EIGHTH,
     Arm("self", "1/8, auto-labels on the rest by the network of the row above", rest="self"),
-    Arm("taught", "1/8, auto-labels on the rest by a network trained longer on the same 1/8", rest="taught"),
     Arm("cityscapes", "1/8, auto-labels on the rest by the best Cityscapes teacher", rest="cityscapes"),
     Arm("all", "all labels", rest="human"),
 )

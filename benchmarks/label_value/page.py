@@ -8,7 +8,7 @@ from benchmarks.label_value.arms import ARMS, AUTO_LABELS, EIGHTH, IMAGENET, PSS
 from benchmarks.label_value.coarse import coarse_space
 from benchmarks.label_value.results import Results
 from benchmarks.label_value.settings import Settings
-from benchmarks.label_value.tables import class_table, comparison, label_table, spread
+from benchmarks.label_value.tables import class_table, comparison, label_table
 
 BEGIN, END = "<!-- label_value: written by the command -->\n", "<!-- /label_value -->\n"
 
@@ -25,11 +25,9 @@ AUTO = """\
 ### Auto-labels
 
 {steps:,} steps an arm. `self`: labels of the other 321 frames by the network of the first row with the same seed,
-looking {teacher_scales} times as large, each also mirrored. `taught`: the same with one network for all seeds, trained
-on the eighth {teacher_times} times as long, with an mIoU of {taught} on `test`. `cityscapes`: by the network of the
-real data that is best on the eighth, its 19 classes in 11 groups whose probabilities are added up. Pixels below a
-confidence of {threshold:g} are void. Of the crops {human_share:.0%} have human labels. In `all` the 367 frames are
-drawn alike."""
+looking {teacher_scales} times as large, each also mirrored. `cityscapes`: by the network of the real data that is
+best on the eighth, its 19 classes in 11 groups whose probabilities are added up. Pixels below a confidence of
+{threshold:g} are void. Of the crops {human_share:.0%} have human labels. In `all` the 367 frames are drawn alike."""
 
 QUALITY = "The auto-labels against the human labels of the same frames, which no arm with them saw:"
 
@@ -46,7 +44,7 @@ arm, several fine-tunings: the deviation is that of fine-tuning."""
 
 def section(results: Results, settings: Settings, *, seeds: range) -> str:
     """All tables, with what is behind each."""
-    values = _values(settings) | {"taught": _taught(results)}
+    values = _values(settings)
     parts = [
         TRAINING.format(**values),
         AUTO.format(**values),
@@ -55,16 +53,10 @@ def section(results: Results, settings: Settings, *, seeds: range) -> str:
         label_table(results, seeds=seeds),
         class_table(AUTO_LABELS, results, settings, seeds=seeds),
         PRETRAINING.format(**values),
-        comparison(PSSL, results, settings, seeds=seeds, baselines=[IMAGENET, ARMS["random"]]),
+        comparison(PSSL, results, settings, seeds=seeds, baselines=[IMAGENET, ARMS["random"], ARMS["random-coarse"]]),
         class_table(PSSL, results, settings, seeds=seeds),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _taught(results: Results) -> str:
-    """What the stronger teacher scores, at one look."""
-    record = results.get("teacher/taught")
-    return spread([] if record is None else [record["miou"]])
 
 
 def _values(settings: Settings) -> dict[str, object]:

@@ -50,8 +50,6 @@ class Settings:
     """Share of the eighth where a teacher labels the rest."""
     teacher_scales: tuple[float, ...] = (0.75, 1.0, 1.25)
     """Looks of a teacher that was trained on the eighth; each also mirrored."""
-    teacher_times: int = 3
-    """How many times as long the stronger one of them is trained."""
     threshold: float = 0.5
     """Least confidence of an auto-label."""
     pretrain_steps: int = 500

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +63,13 @@ class Stages:
                 print(f"--- {name}: measured earlier, mIoU {known['miou']:.4f}", flush=True)
                 return known
             print(f"--- {name}", flush=True)
-            return self._note(name, self.train(arm, seed=seed), fingerprint=fingerprint)
-
-    def _note(self, name: str, trained: dict[str, Any], *, fingerprint: str) -> dict[str, Any]:
-        """Evaluate what was trained, unless its figures are known; the record."""
-        known = self.results.get(name, fingerprint=fingerprint)
-        if known is not None:
-            return known
-        looks = PredictorSpec(short_side=self.settings.short_side)
-        scores = self.runs.evaluate(trained["checkpoint"], dataset=self.frames, split="test", predictor=looks)
-        figures = {"loss": round(trained["loss"], 4), "seconds": round(trained["seconds"])}
-        record = {"fingerprint": fingerprint, **scores, **figures}
-        self.results.add(name, record)
-        return record
+            trained = self.train(arm, seed=seed)
+            looks = PredictorSpec(short_side=self.settings.short_side)
+            scores = self.runs.evaluate(trained["checkpoint"], dataset=self.frames, split="test", predictor=looks)
+            figures = {"loss": round(trained["loss"], 4), "seconds": round(trained["seconds"])}
+            record = {"fingerprint": fingerprint, **scores, **figures}
+            self.results.add(name, record)
+            return record
 
     def train(self, arm: Arm, *, seed: int) -> dict[str, Any]:
         """The result of an arm's training, with what it needs: pre-training, a teacher and its labels."""
@@ -92,9 +85,9 @@ class Stages:
         parts = {"eighth": "human"}
         if arm.rest is not None:
             parts["rest"] = self._labels_of(arm.rest, seed=seed)
-        taught = arm.rest not in (None, "human")
+        by_teacher = arm.rest not in (None, "human")
         share = self.settings.human_share
-        weights = {"eighth": share, "rest": 1 - share} if taught else {}
+        weights = {"eighth": share, "rest": 1 - share} if by_teacher else {}
         return [
             TrainData(dataset=self.frames, split=split, labels=labels, weight=weights.get(split))
             for split, labels in parts.items()
@@ -104,17 +97,7 @@ class Stages:
         """The name of the label set of the rest."""
         if rest == "self":
             return self.auto_labels.of_network(self.train(EIGHTH, seed=seed)["checkpoint"], name=f"self/{seed}")
-        if rest == "taught":
-            return self.auto_labels.of_network(self._longer()["checkpoint"], name="taught")
         return self.auto_labels.of_cityscapes() if rest == "cityscapes" else rest
-
-    def _longer(self) -> dict[str, Any]:
-        """The stronger teacher, one for all seeds, and its figures on `test`."""
-        settings = replace(self.settings, steps=self.settings.steps * self.settings.teacher_times)
-        stages = Stages(settings, data=self.data, output=self.output, results=self.results, threads=self.runs.threads)
-        trained = stages.train(EIGHTH, seed=0)
-        self._note("teacher/taught", trained, fingerprint=EIGHTH.fingerprint(settings, seed=0))
-        return trained
 
     def _ingest(self) -> dict[str, Any]:
         source = self.output / "data" / "frames"

@@ -77,7 +77,7 @@ def label_table(results: Results, *, seeds: range) -> str:
     """How right the auto-labels are against the human labels of the same frames, which no arm with them saw."""
 
     def rows() -> Iterator[tuple[str, ...]]:
-        for name in (*(f"self/{seed}" for seed in seeds), "taught", "cityscapes"):
+        for name in (*(f"self/{seed}" for seed in seeds), "cityscapes"):
             record = results.get(f"labels/{name}")
             if record is not None:
                 scores = [f"{100 * record[key]:.1f}" for key in ("kept", "miou", "pixel_accuracy")]

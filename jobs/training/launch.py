@@ -17,6 +17,7 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
@@ -43,11 +44,15 @@ IDLE_STOPS = 3
 """Groups in a row that were told to stop before they had done a step."""
 
 
+_NEEDLESS = (DatasetsCallback, PlacementGroupCleanerCallback)
+
+
 class _Trainer(TorchTrainer):  # type: ignore[misc]
     """A trainer whose groups end in order, and have only sizes that divide lanes and global batch.
 
-    Without the actor that removes placement groups after the controller's death: they end with the driver anyway, and
-    where Ray has no dashboard it dies with a traceback.
+    Without two actors of Ray's: one serves datasets, of which it has none, from a process that takes seconds to start;
+    the other removes placement groups after the controller's death: they end with the driver anyway, and where Ray has
+    no dashboard it dies with a traceback.
     """
 
     sizes: tuple[int, ...] = ()
@@ -55,7 +60,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        kept = [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        kept = [callback for callback in callbacks if not isinstance(callback, _NEEDLESS)]
         return [Orderly(), *kept]  # first: Ray's own takes the process group away from workers that are to stop
 
     def _register_sigint_handler(self, controller: Any) -> None:
