@@ -38,7 +38,7 @@ _ENVIRONMENT = {
     # The workers ask themselves, twice a second: Ray's watcher is one more process and looks every five seconds.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
-_ELASTIC_START_S = "20"
+_ELASTIC_START_S = "5"
 """An elastic group that does not come together soon is tried in another size: the machine it counted on may be dead."""
 IDLE_STOPS = 3
 """Groups in a row that were told to stop before they had done a step."""

@@ -29,7 +29,14 @@ from tests.faults.training import (
 )
 from tests.tiny_data import write_dataset
 
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
+STEPS = 60
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.slow,
+    pytest.mark.cluster,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("nodes"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +50,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 def nodes() -> Iterator[Nodes]:
     with ray_nodes() as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def calm(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of the undisturbed run of two."""
+    folder = tmp_path_factory.mktemp("calm")
+    return undisturbed(dataset, folder, recipe_of(steps=STEPS, brake=brake_of(folder)), world=2)
 
 
 def brake_of(folder: Path) -> Path:
@@ -82,8 +96,10 @@ class Training:
         return start_driver(self._job, self._folder / "job.json", environment=self._nodes.environment)
 
 
-def test_notices_are_saved_in_and_no_step_is_done_twice(dataset: str, tmp_path: Path, nodes: Nodes) -> None:
-    recipe = recipe_of(steps=60, brake=brake_of(tmp_path))
+def test_notices_are_saved_in_and_no_step_is_done_twice(
+    dataset: str, tmp_path: Path, nodes: Nodes, calm: bytes
+) -> None:
+    recipe = recipe_of(steps=STEPS, brake=brake_of(tmp_path))
     nodes.fill(3)
     training = Training(recipe, tmp_path, dataset, nodes)
     recoveries, run, alive = training.recoveries, training.run, lambda: training.driver.is_alive()
@@ -98,13 +114,13 @@ def test_notices_are_saved_in_and_no_step_is_done_twice(dataset: str, tmp_path: 
     assert recoveries.redone() == [0, 0]
     assert "(SIGTERM), saved; going on elsewhere" in printed
     assert "is taken away), saved; going on elsewhere" in printed
-    assert weights_of(run) == undisturbed(dataset, tmp_path / "calm", recipe, world=2)
+    assert weights_of(run) == calm
 
 
 def test_a_killed_node_and_a_killed_driver_leave_the_bytes_of_an_undisturbed_run(
-    dataset: str, tmp_path: Path, nodes: Nodes
+    dataset: str, tmp_path: Path, nodes: Nodes, calm: bytes
 ) -> None:
-    recipe = recipe_of(steps=60, brake=brake_of(tmp_path))
+    recipe = recipe_of(steps=STEPS, brake=brake_of(tmp_path))
     nodes.fill(3)
     training = Training(recipe, tmp_path, dataset, nodes)
     recoveries, alive = training.recoveries, lambda: training.driver.is_alive()
@@ -117,7 +133,7 @@ def test_a_killed_node_and_a_killed_driver_leave_the_bytes_of_an_undisturbed_run
     training.finish()
     recoveries.show()
     assert max(recoveries.redone()) <= EVERY + SLACK
-    assert weights_of(training.run) == undisturbed(dataset, tmp_path / "calm", recipe, world=2)
+    assert weights_of(training.run) == calm
 
 
 def test_three_ranks_whose_gradients_are_added_in_order_lose_one_and_end_with_equal_bytes(
@@ -138,7 +154,7 @@ def test_three_ranks_whose_gradients_are_added_in_order_lose_one_and_end_with_eq
 def test_an_elastic_group_goes_on_smaller_when_a_node_is_lost_and_grows_without_doing_a_step_twice(
     dataset: str, tmp_path: Path, nodes: Nodes
 ) -> None:
-    recipe = recipe_of(steps=600, brake=brake_of(tmp_path))
+    recipe = recipe_of(steps=300, brake=brake_of(tmp_path))
     nodes.fill(0)
     nodes.fill(2, cpus=2)  # workers take two each, so that the head has no room for one
     workers = {"min": 1, "max": 2, "look_every_s": 2}
