@@ -78,6 +78,16 @@ def test_2048_by_4096_pixels_stay_under_the_limit(settings: dict[str, object]) -
     assert max(number for number, *_ in model.shapes) > (1 if spec.window else 0)
 
 
+@pytest.mark.slow
+def test_scales_that_weigh_each_other_stay_under_the_limit_at_2048_by_4096_pixels() -> None:
+    spec = PredictorSpec(hierarchical=True, scales=(0.5, 1.0), window=(512, 1024), memory_gb=0.7)
+    model, images = create_model("hmsa_pspnet_efficientnet_lite0", num_classes=K), make_images(2048, 4096)
+    with LiveBytes() as live:
+        live.hold(images)
+        Predictor(model, spec=spec).label_tensors(images)
+    assert live.peak_bytes < 0.7e9
+
+
 def test_more_memory_lets_more_windows_go_together_and_changes_no_label() -> None:
     images, labels, numbers = make_images(256, 1024), [], []
     for memory_gb in (0.1135, 0.1155, 0.3, None):
