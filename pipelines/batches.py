@@ -46,7 +46,8 @@ MAX_CHUNK = 256  # samples
 CHUNKS_PER_TASK = 32  # what is made again at most when a data worker dies
 MAX_TASKS = 1024  # of a data worker; a longer run has longer ones
 UNREAD_CHUNKS = 2  # a data worker waits when so many are not yet taken from it
-STORE_BYTES = 3 * UNREAD_CHUNKS * CHUNK_BYTES
+AHEAD_CHUNKS = 3 * UNREAD_CHUNKS  # of a data worker: the unread ones, two with the taker, two that wait
+STORE_BYTES = AHEAD_CHUNKS * CHUNK_BYTES
 """Of the object store, that the chunks of a data worker fill at most where samples are small."""
 LOOK_EVERY_S = 0.1  # ten times a second, a thirtieth of a core
 
@@ -333,5 +334,5 @@ class RayBatches:
 
     @property
     def ahead_bytes(self) -> int:
-        """What Ray Data may hold of finished chunks before it stops taking more from the data workers."""
-        return self._dealing.workers * 3 * UNREAD_CHUNKS * self._dealing.chunk * self._sample_bytes
+        """What there may be of finished chunks before Ray Data stops taking more from the data workers."""
+        return self._dealing.workers * AHEAD_CHUNKS * self._dealing.chunk * self._sample_bytes
