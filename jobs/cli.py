@@ -41,12 +41,13 @@ VERBS: dict[str, Verb] = {
     "unpack": Verb("UnpackJob", "jobs.unpack", "a label set -> one PNG, .npz or JPEG XL file per image"),
     "report": Verb("ReportJob", "jobs.report", "write the HTML page of a finished run again"),
     "models": Verb("ModelsJob", "jobs.models", "list the named models with parameters and GMAC"),
+    "recipes": Verb("RecipesJob", "jobs.recipes", "list the named recipes with steps, batch and crop"),
     "weights": Verb("WeightsJob", "jobs.weights", "list the files of trained weights, where to get and to put them"),
     "demo": Verb("DemoJob", "jobs.demo", "the whole walk on an embedded sample"),
     "real": Verb("RealJob", "jobs.real", "the whole walk on the real data beside the project"),
 }
 SUBMIT = "submit"
-WITH_JSON = ("models", "weights")  # verbs whose --json prints what a program reads
+WITH_JSON = ("models", "recipes", "weights")  # verbs whose --json prints what a program reads
 FLAGS = {  # what verbs take beside their settings
     "pssl": " [--estimate [--price PER_DEVICE_HOUR] [--json]]",
     **dict.fromkeys(WITH_JSON, " [--json]"),

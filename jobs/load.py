@@ -149,6 +149,8 @@ class _Problem:
         """The job file, or `flags` where a flag gave the value."""
         place: Any = flags
         for key in self.keys or self._words()[:1]:  # a check of the whole job begins with the key that it is about
+            if isinstance(place, list):  # a flag gives a list as a whole
+                return "flags"
             if not isinstance(place, Mapping) or key not in place:
                 return path or "flags"
             place = place[key]
@@ -196,6 +198,10 @@ class _Problem:
             case "value_error":
                 text = self.detail["msg"].removeprefix("Value error, ")
                 return f"{self.dotted}: {text}" if self.dotted else text
+            case "tuple_type" | "list_type":
+                return f"{self.dotted}: found {_short(found)}; should be a list, in [ ]"
+            case "model_type" | "dict_type":
+                return f"{self.dotted}: found {_short(found)}; should be a table of keys, in {{ }}"
         message = self.detail["msg"]
         return f"{self.dotted}: found {_short(found)}; {message[0].lower()}{message[1:]}"
 

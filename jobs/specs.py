@@ -430,6 +430,14 @@ class ModelsJob(Spec):
     """Only this model."""
 
 
+class RecipesJob(Spec):
+    """List the named recipes."""
+
+    json_output: bool = False
+    like: str = ""
+    """Only recipes with this in their name."""
+
+
 class WeightsJob(Spec):
     """List the files of trained weights that jobs need, where to get and where to put them."""
 

@@ -27,7 +27,7 @@ MAX_PACKAGE_MB = 50  # Ray ships the folder in one message; code alone is below 
 POLL_S = 1.0
 GIVE_UP_S = 600.0  # a head that is started anew takes minutes
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-NOT_FOR_CLUSTERS = ("submit", "models")
+NOT_FOR_CLUSTERS = ("submit", "models", "recipes")
 PASSED_ON = ("AWS_", "MLFLOW_")  # beginnings of names
 STAYS_HERE = re.compile(
     r"^AWS_(CONTAINER|EC2_METADATA|EXECUTION|LAMBDA|ROLE)_|_(BUNDLE|DIR|DIRECTORY|FILE|HOME|PAGER|PATH|PROFILE)$"

@@ -52,7 +52,8 @@ def _named(name: str) -> Recipe:
             raise ValueError(f"{name!r} returns {type(recipe).__name__}, not a Recipe")
         return recipe
     if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}{did_you_mean(name, RECIPES)}; known: {', '.join(list_recipes())}")
+        close = did_you_mean(name, RECIPES)
+        raise ValueError(f"unknown recipe {name!r}{close}; `segray recipes` lists all {len(RECIPES)}")
     return RECIPES[name]()
 
 

@@ -13,6 +13,7 @@ import pytest
 from jobs import cli
 from jobs.load import load_job, parse_flags
 from jobs.specs import EvaluateJob, IngestJob, PsslJob, TrainJob
+from seg_models.recipes import list_recipes
 
 
 def failing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
@@ -192,6 +193,30 @@ def test_models_are_listed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["models", "--json", "--model", "pspnet_resnet50", "--num_classes", "19"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["params_main"], row["params_aux"]) == (46_610_803, 2_364_691)
+
+
+def test_recipes_are_listed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["recipes", "--json", "--like", "pspnet_resnet50_c"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["model"], row["steps"], row["crop"]) == (
+        *("pspnet_resnet50_cityscapes", "pspnet"),
+        *(80_000, [512, 1024]),
+    )
+
+
+def test_the_table_of_recipes_has_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["recipes"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list_recipes()
+    assert not [line for line in lines if not line.endswith(".")], "a recipe without a sentence about it"
+
+
+def test_no_recipe_of_that_name_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = failing(["recipes", "--like", "nothing"], capsys)
+    assert (code, text) == (
+        2,
+        f"segray: error: no name of the {len(list_recipes())} recipes holds 'nothing'\n",
+    )
 
 
 def test_a_job_that_breaks_ends_with_one_line_and_code_1(

@@ -61,6 +61,7 @@ def arguments(made: Path, tmp_path: Path) -> Arguments:
     tracking = ["--tracking.uri", f"sqlite:///{tmp_path}/mlflow.db"]
     return {verb: [verb, *given, *tracking] for verb, given in verbs.items()} | {
         "models": ["models"],
+        "recipes": ["recipes"],
         "weights": ["weights", "--ensemble", "timm15"],
     }
 
@@ -71,7 +72,10 @@ def files_of(*folders: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize(
     "verb",
-    ["ingest", "check", "autolabel", "evaluate", "predict", "export", "unpack", "report", "demo", "models", "weights"],
+    [
+        *("ingest", "check", "autolabel", "evaluate", "predict", "export", "unpack", "report", "demo"),
+        *("models", "recipes", "weights"),
+    ],
 )
 def test_a_dry_run_shows_settings_plan_and_fit_and_writes_nothing(
     verb: str, arguments: Arguments, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -81,7 +85,7 @@ def test_a_dry_run_shows_settings_plan_and_fit_and_writes_nothing(
     shown = json.loads(capsys.readouterr().out)
     assert shown["job"]
     assert shown["plan"]
-    if verb not in ("models", "weights"):
+    if verb not in ("models", "recipes", "weights"):
         assert shown["plan"]["compute"]["fits"] is True
     assert files_of(made, tmp_path) == before
 

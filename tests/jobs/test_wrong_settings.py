@@ -66,6 +66,20 @@ def test_a_flag_that_takes_no_effect_is_not_blamed_on_the_file(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--data", "out/mine"), "data: found 'out/mine'; should be a list, in [ ]"),
+        (("--data", "[3]"), "data.0: found 3; should be a table of keys, in { }"),
+        (("--recipe.optimizer", "3"), "recipe.optimizer: found 3; should be a table of keys, in { }"),
+    ],
+)
+def test_what_should_be_a_list_or_a_table_is_told_in_the_words_of_the_file_and_blamed_on_the_flag(
+    tmp_path: Path, flags: tuple[str, ...], told: str
+) -> None:
+    assert refusal(TrainJob, tmp_path / "job.json", job_of(), *flags) == f"flags: {told}"
+
+
+@pytest.mark.parametrize(
     ("kind", "settings", "told"),
     [
         (AugmentSpec, {"crop": (0, 24)}, r"crop must be positive, found \(0, 24\)"),
