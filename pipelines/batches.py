@@ -49,6 +49,7 @@ UNREAD_CHUNKS = 2  # a data worker waits when so many are not yet taken from it
 AHEAD_CHUNKS = 3 * UNREAD_CHUNKS  # of a data worker: the unread ones, two with the taker, two that wait
 STORE_BYTES = AHEAD_CHUNKS * CHUNK_BYTES
 """Of the object store, that the chunks of a data worker fill at most where samples are small."""
+RELEASE_EVERY_S = 30.0
 LOOK_EVERY_S = 0.1  # ten times a second, a thirtieth of a core
 
 
@@ -325,6 +326,8 @@ class RayBatches:
         context.execution_no_progress_timeout_s = -1  # a training step, or a checkpoint, may take its time
         context.target_max_block_size = 1  # every chunk is a block
         context._max_num_blocks_in_streaming_gen_buffer = UNREAD_CHUNKS
+        # While the stream waits for one data worker Ray lets the others exceed the limit, at every step it takes.
+        context.output_backpressure_guard_release_interval_s = RELEASE_EVERY_S
         context.execution_options.preserve_order = True
         workers = self._dealing.workers
         context.execution_options.resource_limits = ExecutionResources.for_limits(

@@ -19,7 +19,7 @@ import io
 import json
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,18 +138,19 @@ def checkpoint_steps(run: str) -> list[int]:
     return sorted(int(match.group(1)) for match in matches if match)
 
 
-def prune_checkpoints(run: str, *, saved: int, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints. Call it only after that of step `saved` has verified.
+def prune_checkpoints(run: str, *, saved: int, keep: int, damaged: Collection[int] = ()) -> None:
+    """Remove all but the `keep` newest checkpoints up to step `saved`. Call it only after that one has verified.
 
-    A folder of a later step did not verify when the run went back behind it, and one without a manifest was never
-    finished: they go, and take nobody's place.
+    A folder without a manifest was never finished: it goes, and takes nobody's place. Later ones are another writer's,
+    who is further, and stay.
+
+    Args:
+        damaged: steps whose folders did not verify when the run went back behind them; they go as well.
     """
-    steps = checkpoint_steps(run)
-    reached = [step for step in steps if step <= saved and _is_finished(run, step)]
-    kept = set(reached[-keep:])
-    for step in steps:
-        if step not in kept:
-            _remove(checkpoint_uri(run, step))
+    reached = [step for step in checkpoint_steps(run) if step <= saved]
+    kept = [step for step in reached if _is_finished(run, step)][-keep:]
+    for step in {*reached, *damaged} - {*kept, saved}:
+        _remove(checkpoint_uri(run, step))
 
 
 def sweep_orphans(run: str) -> list[int]:

@@ -157,7 +157,7 @@ class _Beat:
         self._closing.set()
         self._thread.join(timeout=BEAT_EVERY_S)
         self._driver = replace(self._driver, ended=True)
-        with contextlib.suppress(OSError):  # whoever comes next sees it from the process, or from the beats
+        with contextlib.suppress(OSError, ValueError):  # whoever comes next sees it from the process, or from the beats
             self._write()
 
     def _work(self) -> None:
@@ -169,7 +169,7 @@ class _Beat:
                     return
                 self._driver = replace(self._driver, beats=self._driver.beats + 1)
                 self._write()
-            except OSError:  # a store that is away for a moment stops no training
+            except (OSError, ValueError):  # a store that is away for a moment, or cannot list now, stops no training
                 continue
 
     def _write(self) -> None:

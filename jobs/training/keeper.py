@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jobs.training.checkpoints import TrainState, prune_checkpoints, save_checkpoint, sweep_orphans
+from jobs.outbox import first_line
+from jobs.training.checkpoints import (
+    TrainState,
+    checkpoint_steps,
+    prune_checkpoints,
+    save_checkpoint,
+    sweep_orphans,
+)
 from jobs.training.notice import Check
 from jobs.training.plan import TrainPlan
 from jobs.training.points import PointLog
@@ -20,6 +27,8 @@ class Keeper:
         self._plan, self._say = plan, say
         for step in sweep_orphans(plan.run):
             say(f"checkpoint of step {step}: was never finished, removed")
+        first = 0 if state is None else state.step
+        self._damaged = [step for step in checkpoint_steps(plan.run) if step > first]
         self.saver = Saver(say=say, timeout_s=plan.save_timeout_s)
         self.points = _point_log(plan, state)
         self.news = _news(plan, state)
@@ -32,14 +41,17 @@ class Keeper:
     def save(
         self, state: TrainState | None, weights: Weights | None, *, ready: Callable[[], None], workers: int
     ) -> None:
-        """Write in the background; `ready` waits until the tensors are in host memory."""
+        """Write in the background; `ready` waits until the tensors are in host memory.
+
+        Weights that cannot be written cost their validation, not the checkpoint, which is written first.
+        """
 
         def write(is_wanted: Callable[[], bool]) -> None:
             ready()
             if state is not None:
                 self.points.flush()
                 save_checkpoint(self._plan.run, state, is_wanted=is_wanted)
-                prune_checkpoints(self._plan.run, saved=state.step, keep=self._plan.keep_checkpoints)
+                self._prune(state.step)
             if weights is not None:
                 self._publish(weights, workers)
 
@@ -51,12 +63,23 @@ class Keeper:
         self.saver.close()
         self.points.close()
 
+    def _prune(self, saved: int) -> None:
+        keep = self._plan.keep_checkpoints
+        try:
+            prune_checkpoints(self._plan.run, saved=saved, keep=keep, damaged=self._damaged)
+            self._damaged = []
+        except OSError as error:  # the next save tries again
+            self._say(f"older checkpoints were not removed ({first_line(error)})")
+
     def _publish(self, weights: Weights, workers: int) -> None:
         """Put weights where their validation finds them, unless they have been there before."""
         known = {row["step"] for row in self.news.rows} if self.news else set()
         folder = copy_folder(weights.step)
-        if weights.step not in known and not is_published(self._plan.run, folder):
-            publish(self._plan, weights, folder=folder, workers=workers)
+        try:
+            if weights.step not in known and not is_published(self._plan.run, folder):
+                publish(self._plan, weights, folder=folder, workers=workers)
+        except Exception as error:  # whatever it is, it ends no training that runs well
+            self._say(f"validation of step {weights.step} left out: its weights were not written ({first_line(error)})")
 
 
 def _point_log(plan: TrainPlan, state: TrainState | None) -> PointLog:

@@ -210,10 +210,19 @@ class _Trainer:
 
     def _save(self) -> None:
         """Hand over what is due after this step: a checkpoint, weights to be validated. Every worker takes part."""
-        state = self._state() if self._is_due(self.plan.checkpoint_every) or self.stop is not Stop.NONE else None
-        weights = self._weights()
+        is_due = self._is_due(self.plan.checkpoint_every) or self.stop is not Stop.NONE
+        is_validated = self._is_validated()
+        if self.keeper is not None and (is_due or is_validated):
+            self.keeper.saver.flush()  # before the copy: memory holds one
+        state = self._state() if is_due else None
+        weights = self._weights() if is_validated else None
         if self.keeper is not None and (state is not None or weights is not None):
             self.keeper.save(state, weights, ready=copied(self.worker.device), workers=self.worker.world)
+
+    def _is_validated(self) -> bool:
+        """Whether the weights of this step are; the last ones are evaluated after the training."""
+        validation = self.plan.validation
+        return validation is not None and self.step % validation.every == 0 and self.step < self.recipe.steps
 
     def _state(self) -> TrainState | None:
         """The state after the present step, for rank 0."""
@@ -236,10 +245,7 @@ class _Trainer:
         return TrainState(self.step, host_copy(model), host_copy(stepper), rng, facts, points)
 
     def _weights(self) -> Weights | None:
-        """The network to be validated, where one is due, for rank 0. The last one is evaluated after the training."""
-        validation = self.plan.validation
-        if validation is None or self.step % validation.every or self.step == self.recipe.steps:
-            return None
+        """The network to be validated, for rank 0."""
         tensors, parameters = self.stepper.result_state(), self.stepper.model.parameters()
         if self.keeper is None:
             return None

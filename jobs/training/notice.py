@@ -6,12 +6,15 @@ step, save, and end in order, so that the next group goes on from there.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 class Stop(IntEnum):
@@ -73,8 +76,14 @@ class Watch:
             self._thread.join(timeout=10)
 
     def _work(self) -> None:
+        was_told = False
         while not self._closing.wait(self._every_s):
-            self.ask()
+            try:
+                self.ask()
+            except Exception as error:  # of Ray or the store: without this thread no notice would be heard any more
+                if not was_told:
+                    log.warning("notices: %s: %s; asking again", type(error).__name__, error)
+                was_told = True
 
 
 NOTICES = Notices()

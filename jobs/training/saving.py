@@ -1,7 +1,7 @@
 """Checkpoints written behind the training: it copies its state and goes on, a thread does the rest.
 
-One save is under way at a time. Where the next one is due before that has ended, the training waits for it, so that
-memory holds one copy of the state and a lost worker costs at most an interval and the time of a save.
+One save is under way at a time. Where the next one is due before that has ended, the training waits for it before it
+copies, so that memory holds one copy of the state and a lost worker costs at most an interval and the time of a save.
 """
 
 from __future__ import annotations

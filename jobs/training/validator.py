@@ -121,31 +121,40 @@ class Validator:
         return best_row([row for row in rows if row["step"] not in self._gone], self._metric)
 
     def _work(self) -> None:
-        while time.monotonic() <= self._deadline:
-            steps = self._waiting()
-            if steps and self._has_room():
-                self._pass_over(steps[:-1])
-                self._validate(steps[-1])
-            elif self._closing.is_set():
-                if not steps:
-                    return
+        left: list[int] = []
+        is_over, trouble = False, ""
+        while time.monotonic() <= self._deadline and not is_over:
+            is_closing = self._closing.is_set()  # before looking: weights may come until then
+            try:
+                left, trouble = self._turn(is_closing=is_closing), ""
+                is_over = is_closing and not left
+            except Exception as error:  # of Ray or the store: without this thread nothing would be validated any more
+                if first_line(error) != trouble:
+                    trouble = first_line(error)
+                    self._say(f"validation: {trouble}; looking again")
                 time.sleep(LOOK_EVERY_S)
-            else:
-                self._closing.wait(LOOK_EVERY_S)
-        for step in self._waiting():
+        for step in left:
             self._say(f"validation of step {step} left out: the time for it is over (validate_timeout_s)")
+
+    def _turn(self, *, is_closing: bool) -> list[int]:
+        """Validate the newest weights that wait, or wait for some; what still waits."""
+        steps = self._waiting()
+        if steps and self._has_room():
+            self._pass_over(steps[:-1])
+            self._validate(steps[-1])
+            return self._waiting()
+        if not is_closing:
+            self._closing.wait(LOOK_EVERY_S)
+        elif steps:
+            time.sleep(LOOK_EVERY_S)
+        return steps
 
     def _waiting(self) -> list[int]:
         """Steps whose weights wait; what is left of those that are done goes."""
         done = {row["step"] for row in self.rows}
-        try:
-            found = waiting_steps(self._run)
-            for step in done & set(found):
-                storage.delete(storage.join(self._run, copy_folder(step)))
-        except OSError as error:
-            self._say(f"validation: {first_line(error)}; looking again")
-            time.sleep(LOOK_EVERY_S)
-            return []
+        found = waiting_steps(self._run)
+        for step in done & set(found):
+            storage.delete(storage.join(self._run, copy_folder(step)))
         return [step for step in found if step not in done | self._failed]
 
     def _has_room(self) -> bool:

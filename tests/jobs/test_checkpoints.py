@@ -172,14 +172,19 @@ class _Bomb:
 # -- which are kept --------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_of_a_later_step_takes_no_good_checkpoints_place(tmp_path: Path) -> None:
-    for step in (900, 1000, 1500):
+def test_a_damaged_folder_of_a_later_step_takes_no_good_checkpoints_place(tmp_path: Path) -> None:
+    for step in (900, 1000, 1100, 1500):
         save_step(tmp_path, step)
-    Path(checkpoint_uri(str(tmp_path), 1500), "manifest.json").unlink()  # killed while it was written
-    save_step(tmp_path, 1100)
-    prune_checkpoints(str(tmp_path), saved=1100, keep=1)
+    prune_checkpoints(str(tmp_path), saved=1100, keep=1, damaged=[1100, 1500])  # 1100 has been written again
     assert checkpoint_steps(str(tmp_path)) == [1100]
     assert newest(tmp_path) == 1100
+
+
+def test_a_save_that_wakes_late_removes_no_checkpoint_of_a_later_step(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20):
+        save_step(tmp_path, step)
+    prune_checkpoints(str(tmp_path), saved=10, keep=1)
+    assert checkpoint_steps(str(tmp_path)) == [10, 15, 20]
 
 
 def test_a_folder_that_was_never_finished_takes_no_good_checkpoints_place(tmp_path: Path) -> None:

@@ -129,6 +129,23 @@ def test_the_watch_passes_on_what_its_checks_say_and_an_earlier_weightier_notice
     assert (notices.stop, notices.reason) == (Stop.TAKEN_AWAY, "SIGTERM")
 
 
+def test_a_check_that_cannot_be_asked_now_is_asked_again() -> None:
+    notices, asked = Notices(), list[int]()
+
+    def check() -> tuple[Stop, str]:
+        asked.append(1)
+        if len(asked) < 3:
+            raise RuntimeError("the head node does not answer")
+        return Stop.TAKEN_AWAY, "the machine goes"
+
+    watch = Watch(notices, [check], every_s=0.01)
+    limit = time.monotonic() + 20
+    while notices.stop is Stop.NONE and time.monotonic() < limit:
+        time.sleep(0.001)
+    watch.close()
+    assert notices.stop is Stop.TAKEN_AWAY
+
+
 SCRIPT = """
 import os, signal, sys, time
 from jobs.training.notice import NOTICES, Stop, listen_for_sigterm

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.training.checkpoints import checkpoint_steps, load_checkpoint
+from jobs.training.checkpoints import checkpoint_steps, load_checkpoint, save_checkpoint
+from jobs.training.plan import ValidationPlan
 from jobs.training.saving import ATTEMPTS, MAX_FAILURES, Saver, host_copy
 from jobs.training.step import Stepper
 from pipelines import storage
@@ -144,6 +145,53 @@ def test_a_checkpoint_holds_the_state_of_its_step_although_training_went_on_whil
     ours, theirs = (load_checkpoint(f"{tmp_path}/{run}/checkpoints/step-00000003") for run in ("slow", "calm"))
     assert all(torch.equal(value, ours.model[name]) for name, value in theirs.model.items())
     assert str(ours.stepper) == str(theirs.stepper)
+
+
+def test_the_state_is_not_copied_before_the_save_under_way_has_ended(
+    index: SampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way, copied_meanwhile, real_write, real_state = list[str](), list[str](), save_checkpoint, Stepper.state_dict
+
+    def save(run: str, state: Any, **settings: Any) -> str:
+        under_way.append(f"step {state.step}")
+        time.sleep(0.3)
+        uri = real_write(run, state, **settings)
+        under_way.clear()
+        return uri
+
+    def state_dict(self: Stepper) -> dict[str, Any]:
+        copied_meanwhile.extend(under_way)
+        return real_state(self)
+
+    monkeypatch.setattr("jobs.training.keeper.save_checkpoint", save)
+    monkeypatch.setattr(Stepper, "state_dict", state_dict)
+    train_alone(plan_of(index, tmp_path, tiny_recipe(), checkpoint_every=1))
+    assert checkpoint_steps(str(tmp_path))[-1] == 6
+    assert copied_meanwhile == []
+
+
+def test_weights_that_cannot_be_published_cost_their_validation_and_no_checkpoint(
+    index: SampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, saved = save_checkpoint, list[int]()
+
+    def save(run: str, state: Any, **settings: Any) -> str:
+        saved.append(state.step)
+        return real(run, state, **settings)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jobs.training.keeper.save_checkpoint", save)
+    monkeypatch.setattr("jobs.training.keeper.publish", full)
+    validation = ValidationPlan(every=1, metric="miou", patience=None)
+    plan = plan_of(index, tmp_path, tiny_recipe(), checkpoint_every=1, validation=validation)
+    _, figures = train_alone(plan)
+    assert saved == [1, 2, 3, 4, 5, 6], "each once"
+    assert figures["is_saved"]
+    told = capsys.readouterr().out
+    assert "validation of step 2 left out: its weights were not written ([Errno 28] No space left on device)" in told
+    assert "not saved" not in told
 
 
 def test_a_run_goes_on_when_one_checkpoint_cannot_be_written(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import RaySystemError
 
 from jobs import train
 from jobs.specs import TrainData, TrainJob
@@ -265,6 +266,29 @@ def test_a_validation_that_fails_is_told_and_stops_nothing(
         validator.finish(timeout_s=30)
     assert told[1] == "validation of step 4 failed: no such split; the training goes on"
     assert read_rows(published) == []
+
+
+def test_trouble_with_ray_or_the_store_is_told_once_and_the_validation_comes_later(
+    published: str, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.training.validator.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(Validator, "_evaluate", stand_in({4: 0.25}))
+    looks: list[int] = []
+
+    def troubled(self: Validator) -> bool:
+        looks.append(1)
+        if len(looks) < 4:
+            raise RaySystemError("the head node\ndoes not answer")
+        return True
+
+    monkeypatch.setattr(Validator, "_has_room", troubled)
+    told: list[str] = []
+    with validator_of(published, dataset, told, Curve()) as validator:
+        validator.finish(timeout_s=30)
+    assert [line for line in told if "looking again" in line] == [
+        "validation: System error: the head node; looking again"
+    ]
+    assert [known["step"] for known in read_rows(published)] == [4]
 
 
 def test_without_room_a_validation_waits_which_is_said_once_and_is_left_out_when_its_time_is_over(
