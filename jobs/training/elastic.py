@@ -1,18 +1,20 @@
 """Groups of workers that grow and shrink with the cluster. Runs in Ray Train's controller, which loads no networks.
 
-Ray counts how many workers the cluster has room for and starts the group again when that changes; from here comes which
-sizes there may be, and that a healthy group saves before it is taken apart, so that no step is done twice.
+Ray starts the group again when the room for it changes, and counts what machines have. From here comes what of it is
+free, which sizes there may be, and that a healthy group saves before it is taken apart, so that no step is done twice.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray._private.state import state as ray_state
+from ray.exceptions import GetTimeoutError, RayError
 from ray.train import ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
@@ -23,8 +25,6 @@ from jobs.training.notice import Stop, listen_for_sigterm, stop_this_process
 log = logging.getLogger(__name__)
 
 _CONTROLLER = "ray.train.v2._internal.execution.controller.controller"
-STOP_WITHIN_S = 120.0
-"""A group that has not stopped by then is taken apart; the next one goes on from its newest checkpoint."""
 ANSWER_WITHIN_S = 10.0
 LOOK_EVERY_S = 0.2
 TELL_AFTER_S = 15.0
@@ -69,43 +69,72 @@ class Waiting:
 
 
 class UsableSizes(ElasticScalingPolicy):  # type: ignore[misc]
-    """Ray's policy, for sizes that divide lanes and global batch, and without the CPUs of the data stages."""
+    """Ray's policy, for sizes that divide lanes and global batch, where there are free places for them.
+
+    A group that is to start is tried in the largest size the machines have room for, as what the group before it had is
+    not free at once; after that in sizes for which there is free room.
+    """
 
     def __init__(self, scaling_config: ScalingConfig, *, sizes: Sequence[int], data_workers: int) -> None:
         super().__init__(scaling_config)
         self._sizes, self._data_workers = tuple(sizes), data_workers
-        wanted = wanted_text(sizes[0], scaling_config._resources_per_worker_not_none, data_workers=data_workers)
+        self._each = scaling_config._resources_per_worker_not_none
+        self._own: int | None = None
+        """Workers of the group that runs, whose places are its own; None where all there is counts as free."""
+        self._was_tried = False
+        wanted = wanted_text(sizes[0], self._each, data_workers=data_workers)
         self._waiting = Waiting(wanted, room=_room, say=lambda text: print(text, flush=True))
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         """Ray's, and a word where that takes long."""
         logging.getLogger(_CONTROLLER).addFilter(_is_news)
         self._waiting.still()
-        return super().make_decision_for_non_running_worker_group()
+        self._own = 0 if self._was_tried else None
+        decision = super().make_decision_for_non_running_worker_group()
+        self._was_tried = self._was_tried or isinstance(decision, ResizeDecision)
+        return decision
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         """Grow where there is room; a healthy group is never made smaller."""
         self._waiting.over()
+        self._own, self._was_tried = worker_group_state.num_workers, False
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         shrinks = isinstance(decision, ResizeDecision) and decision.num_workers < worker_group_state.num_workers
         return NoopDecision() if shrinks else decision
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
         possible = super()._count_possible_workers(reserved_resources)
-        cpus = self.scaling_config._resources_per_worker_not_none.get("CPU", 0.0)
+        cpus = self._each.get("CPU", 0.0)
         total = ray.cluster_resources().get("CPU", 0.0) - self._data_workers
+        if self._own is not None:
+            free = _free()
+            possible = min(possible, self._own + places(free, self._each))
+            total = sum(node.get("CPU", 0.0) for node in free) + self._own * cpus
+            total -= 0 if self._own else self._data_workers  # those of a group that runs have their CPUs
         return largest_size(self._sizes, possible, cpus=cpus, total_cpus=total)
 
 
 def largest_size(sizes: Sequence[int], possible: int, *, cpus: float, total_cpus: float) -> int:
-    """The largest of the sizes that `possible` workers allow; 0 where none does.
+    """The largest of the sizes that `possible` workers and `total_cpus` allow; 0 where none does.
 
-    Of `total_cpus`, which the data workers do not count among, one is left to the data stages, unless that would leave
+    Of those CPUs, which the data workers' do not count among, one is left to the data stages, unless that would leave
     too few for the smallest size.
     """
-    fitting = [size for size in sizes if size <= possible]
+    fitting = [size for size in sizes if size <= possible and size * cpus <= total_cpus + 1e-6]
     sparing = [size for size in fitting if total_cpus - size * cpus >= 1]
     return max(sparing or fitting[:1], default=0)
+
+
+def places(free: Sequence[Mapping[str, float]], each: Mapping[str, float]) -> int:
+    """How many workers find what each of them takes on machines of which so much is free."""
+    needed = {name: amount for name, amount in each.items() if amount > 0}
+    return sum(min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in needed.items()) for node in free)
+
+
+def _free() -> list[Mapping[str, float]]:
+    """What is free on each machine that stays."""
+    leaving = ray_state.get_draining_nodes()
+    return [found for node, found in ray_state.available_resources_per_node().items() if node not in leaving]
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -132,9 +161,15 @@ def _room() -> str:
 
 
 class Orderly(WorkerGroupCallback):  # type: ignore[misc]
-    """Makes SIGTERM a notice in every worker, and lets a healthy group save before it is taken apart."""
+    """Makes SIGTERM a notice in every worker, and lets a healthy group save before it is taken apart.
 
-    def __init__(self) -> None:
+    Args:
+        stop_within_s: a group that has not stopped by then is taken apart; the next one goes on from its newest
+            checkpoint.
+    """
+
+    def __init__(self, stop_within_s: float) -> None:
+        self._stop_within_s = stop_within_s
         self._is_training = False
 
     def after_worker_group_start(self, worker_group: Any) -> None:
@@ -154,8 +189,9 @@ class Orderly(WorkerGroupCallback):  # type: ignore[misc]
         notice = (int(Stop.RESIZE), "the group gets another size")
         try:
             told = [worker.execute_async(stop_this_process, *notice) for worker in workers]
-            ray.get(told, timeout=ANSWER_WITHIN_S)
-            deadline = time.monotonic() + STOP_WITHIN_S
+            with contextlib.suppress(GetTimeoutError):  # a slow one will hear of it
+                ray.get(told, timeout=ANSWER_WITHIN_S)
+            deadline = time.monotonic() + self._stop_within_s
             while _any_trains(workers) and time.monotonic() < deadline:
                 time.sleep(LOOK_EVERY_S)
         except RayError as error:  # one has died meanwhile: the newest checkpoint it is
@@ -163,5 +199,8 @@ class Orderly(WorkerGroupCallback):  # type: ignore[misc]
 
 
 def _any_trains(workers: Sequence[Any]) -> bool:
-    states = ray.get([worker.actor.poll_status.remote() for worker in workers], timeout=ANSWER_WITHIN_S)
+    try:
+        states = ray.get([worker.actor.poll_status.remote() for worker in workers], timeout=ANSWER_WITHIN_S)
+    except GetTimeoutError:
+        return True
     return any(state.running and state.error is None for state in states)

@@ -40,6 +40,7 @@ _ENVIRONMENT = {
 }
 _ELASTIC_START_S = "5"
 """An elastic group that does not come together soon is tried in another size: the machine it counted on may be dead."""
+_LAST_STEP_S = 60.0
 IDLE_STOPS = 3
 """Groups in a row that were told to stop before they had done a step."""
 
@@ -57,11 +58,13 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
     sizes: tuple[int, ...] = ()
     data_workers: int = 0
+    stop_within_s: float = 0.0
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         kept = [callback for callback in callbacks if not isinstance(callback, _NEEDLESS)]
-        return [Orderly(), *kept]  # first: Ray's own takes the process group away from workers that are to stop
+        # First: Ray's own takes the process group away from workers that are to stop.
+        return [Orderly(self.stop_within_s), *kept]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Leave Ctrl-C to Python: Ray Train's answer ends the workers before they have saved."""
@@ -118,6 +121,7 @@ def _train_group(
         )
         trainer.sizes = allocation.sizes if _is_elastic(allocation) else ()
         trainer.data_workers = allocation.data_workers
+        trainer.stop_within_s = 2 * plan.save_timeout_s + _LAST_STEP_S  # a save may be under way when the last is due
         try:
             figures = trainer.fit().return_value
         except (TrainingFailedError, RayError) as error:

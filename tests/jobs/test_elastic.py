@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from ray.train import ScalingConfig
+from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 
 from jobs.specs import TrainJob
-from jobs.training.elastic import Waiting, largest_size, room_text, wanted_text
+from jobs.training.elastic import UsableSizes, Waiting, largest_size, places, room_text, wanted_text
 from jobs.training.loop import train
 from jobs.training.notice import Notices, Stop
 from jobs.training.plan import TrainPlan, Worker, passes_of, usable_sizes
@@ -50,11 +53,31 @@ def test_only_sizes_that_divide_lanes_and_batch_train() -> None:
         (3, 1.0, 9.0, 2),  # three do not divide
         (4, 1.0, 4.0, 2),  # four would take the last CPU
         (1, 1.0, 1.0, 1),  # there is none to leave
+        (4, 1.0, 0.0, 0),  # the data workers need them all
+        (4, 1.0, -1.0, 0),
+        (4, 2.0, 3.0, 1),
         (0, 1.0, 4.0, 0),
     ],
 )
 def test_a_group_takes_what_divides_and_leaves_a_cpu(possible: int, cpus: float, total: float, size: int) -> None:
     assert largest_size((1, 2, 4), possible, cpus=cpus, total_cpus=total) == size
+
+
+@pytest.mark.parametrize(
+    ("free", "each", "expected"),
+    [
+        ([{"CPU": 3.0}, {"CPU": 1.0}, {}], {"CPU": 1.0}, 4),
+        ([{"CPU": 3.0}, {"CPU": 1.0}], {"CPU": 2.0}, 1),
+        ([{"CPU": 0.3}], {"CPU": 0.1}, 3),
+        ([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0}], {"CPU": 3.0, "GPU": 1.0}, 1),
+        ([{"CPU": 2.0}], {"CPU": 1.0, "GPU": 0.0}, 2),
+        ([], {"CPU": 1.0}, 0),
+    ],
+)
+def test_a_worker_has_its_place_on_one_machine(
+    free: list[dict[str, float]], each: dict[str, float], expected: int
+) -> None:
+    assert places(free, each) == expected
 
 
 @pytest.mark.parametrize(
@@ -98,6 +121,77 @@ def test_a_range_of_workers_that_is_none_is_refused(workers: Any, message: str) 
     settings = {"name": "x", "recipe": "pspnet_mobilenetv2_camvid", "data": [{"dataset": "d"}], "workers": workers}
     with pytest.raises(ValueError, match=message):
         TrainJob.model_validate(settings)
+
+
+class Cluster:
+    """What Ray's coordinator and its nodes say, for a policy of groups of one, two or three workers of one CPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, data_workers: int = 0) -> None:
+        self.total, self.free = {"a": 4.0}, {"a": 4.0}
+        scaling = ScalingConfig(num_workers=(1, 3), resources_per_worker={"CPU": 1.0})
+        self.policy = UsableSizes(scaling, sizes=(1, 2, 3), data_workers=data_workers)
+        monkeypatch.setattr(UsableSizes, "_maybe_send_resource_request", lambda policy: None)
+        monkeypatch.setattr(UsableSizes, "_get_reserved_resources", lambda policy: as_resources(self.total))
+        monkeypatch.setattr("jobs.training.elastic._free", lambda: list(as_resources(self.free).values()))
+        monkeypatch.setattr("jobs.training.elastic.ray.cluster_resources", lambda: {"CPU": sum(self.total.values())})
+
+    def start(self) -> int | None:
+        """The size of a group that is to start; None where it waits."""
+        return size_of(self.policy.make_decision_for_non_running_worker_group())
+
+    def look(self, workers: int) -> int | None:
+        """The new size of a group of so many that runs; None where it stays as it is."""
+        self.policy._latest_monitor_time = float("-inf")
+        state = SimpleNamespace(num_workers=workers, start_time=float("-inf"))
+        return size_of(self.policy.make_decision_for_running_worker_group(state, None))
+
+
+def as_resources(nodes: dict[str, float]) -> dict[str, dict[str, float]]:
+    return {name: {"CPU": cpus} for name, cpus in nodes.items()}
+
+
+def size_of(decision: Any) -> int | None:
+    return decision.num_workers if isinstance(decision, ResizeDecision) else None
+
+
+def test_a_group_that_does_not_come_together_is_tried_in_a_size_for_which_there_is_free_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster(monkeypatch)
+    cluster.free["a"] = 2.0  # something else has the other two
+    assert cluster.start() == 3, "what the group before had may not be free yet"
+    assert cluster.start() == 1, "one CPU stays free"
+    cluster.free["a"] = 0.0
+    assert cluster.start() is None
+    cluster.free["a"] = 4.0
+    assert cluster.start() == 3
+    assert cluster.look(3) is None
+    cluster.free["a"] = 1.0
+    assert cluster.start() == 3, "a group has trained since"
+
+
+def test_a_group_grows_only_onto_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch)
+    cluster.free["a"] = 1.0
+    assert cluster.start() == 3
+    assert cluster.look(1) is None, "the last free CPU is the data stages'"
+    cluster.total["b"], cluster.free["b"] = 4.0, 0.0  # a machine that other work fills
+    assert cluster.look(1) is None
+    cluster.free["b"] = 1.0
+    assert cluster.look(1) == 2
+    assert cluster.look(2) == 3
+    assert cluster.look(3) is None
+
+
+def test_a_group_waits_until_its_data_workers_find_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, data_workers=4)
+    assert cluster.start() is None
+    cluster.total["b"] = cluster.free["b"] = 2.0
+    assert cluster.start() == 1
+    cluster.free["a"] = cluster.free["b"] = 0.0  # they and the worker have the rest
+    assert cluster.look(1) is None
+    cluster.free["b"] = 2.0
+    assert cluster.look(1) == 2
 
 
 # -- waiting for room --------------------------------------------------------------------------------------------------
