@@ -12,6 +12,7 @@ import pytest
 from jobs.training.checkpoints import checkpoint_uri
 from jobs.training.loop import train
 from jobs.training.plan import TrainPlan, Worker
+from jobs.training.points import FILE as METRICS
 from jobs.training.points import read_points
 from jobs.training.step import Stepper
 from pipelines import storage
@@ -110,7 +111,8 @@ def four_two_four(index: SampleIndex, root: Path, recipe: Recipe) -> Told:
 
 
 def forget(root: Path, *, after: int) -> None:
-    """Take the run back to a step, as if its workers had gone there."""
+    """Take the run back to a step, as if its workers had gone there and their machine with its curve were lost."""
+    (root / METRICS).unlink()
     for step in (14, STEPS):
         if step > after:
             storage.delete(checkpoint_uri(str(root), step))

@@ -88,7 +88,8 @@ def test_labels_are_equal_bytes_with_an_actor_killed(base: Path, calm: Table) ->
             os.kill(int(killed[0]), signal.SIGKILL)
 
     result = run_pssl(work, compute=spec, on_progress=kill)
-    assert len(list(pids.iterdir())) > len(killed) == 1  # somebody took its place
+    assert len(killed) == 1
+    assert len(list(pids.iterdir())) >= 3  # somebody took its place
     assert result.labelled == SHARDS * ROWS - 2
     found = Dataset.open(str(base / "data")).labels("killed")
     assert found.files() == calm.files()

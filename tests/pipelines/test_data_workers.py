@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from benchmarks.processes import family
 from pipelines import batches, order, sample_maker
 from pipelines.batch_plan import Batch, BatchPlan, BatchStream
-from pipelines.batches import ChunkMaker, Dealing, RayBatches, chunk_size, data_workers_each
+from pipelines.batches import AHEAD_CHUNKS, ChunkMaker, Dealing, RayBatches, chunk_size, data_workers_each
 from pipelines.labels import LabelSpace
 from pipelines.local_batches import LocalBatches
 from pipelines.order import Sample, SampleOrder
@@ -230,7 +230,9 @@ def test_data_workers_that_are_killed_change_no_batch_and_all_end_with_the_strea
     expected = in_threads(plan)
     with RayBatches(plan, data_workers=2, chunk=2) as running:
         found = [next(running) for _ in range(3)]
-        for victim in data_worker_pids():
+        victims = data_worker_pids()
+        assert len(victims) == 2
+        for victim in victims:
             os.kill(victim, signal.SIGKILL)
         found += list(running)
         check_equal(found, expected)
@@ -255,6 +257,34 @@ class NotedOrder(SampleOrder):
         with self.file.open("a") as opened:
             opened.write("x")
         return super().sample(position)
+
+
+class UnevenOrder(SampleOrder):
+    """Of two data workers of one sample a chunk the second is slow; both put down what they make."""
+
+    def __init__(self, index: SampleIndex, *, folder: Path) -> None:
+        super().__init__(index, lanes=12, seed=0)
+        self.folder = folder
+
+    def sample(self, position: int) -> Sample:
+        time.sleep(0.3 * (position % 2))
+        with Path(self.folder, str(position % 2)).open("a") as opened:
+            opened.write("x")
+        return super().sample(position)
+
+
+def test_a_fast_data_worker_does_not_run_away_while_the_stream_waits_for_a_slow_one(
+    index: SampleIndex, ray_local: None, tmp_path: Path
+) -> None:
+    large = AugmentSpec(crop=(384, 384))  # of small chunks other limits come first
+    plan = BatchPlan(partial(UnevenOrder, index, folder=tmp_path), augment=large, global_batch=2, steps=100_000)
+    with RayBatches(plan, data_workers=2, chunk=1) as running:
+        for _ in range(30):
+            next(running)
+        ahead = [Path(tmp_path, name).stat().st_size - 30 for name in "01"]
+        assert ahead[1] <= 4, "it is the slow one"
+        assert ahead[0] <= 2 * AHEAD_CHUNKS + 4  # as Ray Data has it, 28 and more with every second
+    wait_for_no_data_workers()
 
 
 def test_a_stream_that_nobody_takes_from_makes_a_bounded_number_ahead_and_rests(
