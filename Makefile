@@ -34,7 +34,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.run --output out/bench.json
 
 faults: setup
-	$(BIN)/python -m pytest -q -m faults
+	$(BIN)/python -m pytest -q -s -m faults
 
 slow: setup
 	$(BIN)/python -m pytest -q -m "slow and not faults"

@@ -132,7 +132,7 @@ def job_class(name: str) -> Any:
 def _help() -> str:
     lines = ["usage: segray VERB [job.toml] [--key value ...] [--dry-run]", "", "verbs:"]
     lines += [f"  {name:<10} {verb.summary}" for name, verb in VERBS.items()]
-    lines += [f"  {SUBMIT:<10} send any of these to a running Ray cluster", ""]
+    lines += [f"  {SUBMIT:<10} send a job to a running Ray cluster", ""]
     lines += ["`segray VERB --help` lists the settings of a verb; every key of the job file is also a flag."]
     return "\n".join(lines)
 

@@ -151,6 +151,12 @@ class TrainData(LabelledSplit):
     """Share of every step, in proportion to the weights of the other parts; default: as much as it has samples."""
 
 
+class ValidationSplit(LabelledSplit):
+    """What validations evaluate on, and how they look at it."""
+
+    predictor: PredictorSpec = PredictorSpec()
+
+
 class TrainJob(Job):
     """Datasets and a recipe -> a checkpoint."""
 
@@ -158,7 +164,7 @@ class TrainJob(Job):
     """A recipe's name, or a table with `base` (a recipe's name) and the keys that differ."""
     data: tuple[TrainData, ...] = Field(min_length=1)
     """Label sets to train on together; they must agree on the class list."""
-    validate_on: LabelledSplit | None = None
+    validate_on: ValidationSplit | None = None
     """Evaluated after the training, and every `validate_every` steps beside it."""
     validate_every: int | None = Field(None, gt=0)
     """Steps between validations of the weights, in a Ray task of its own that takes the resources in `compute`."""

@@ -23,11 +23,11 @@ from jobs.places import absolute, absolute_database
 from seg_models.names import did_you_mean
 
 PACKAGES = ("seg_models", "pipelines", "jobs")
-MAX_PACKAGE_MB = 50  # Ray ships the folder in one message; code alone is below one megabyte
+MAX_PACKAGE_MB = 50  # Ray ships the folder in one message; code alone is below two megabytes
 POLL_S = 1.0
 GIVE_UP_S = 600.0  # a head that is started anew takes minutes
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-NOT_FOR_CLUSTERS = ("submit", "models", "recipes")
+NOT_FOR_CLUSTERS = ("submit", "models", "recipes", "weights")
 PASSED_ON = ("AWS_", "MLFLOW_")  # beginnings of names
 STAYS_HERE = re.compile(
     r"^AWS_(CONTAINER|EC2_METADATA|EXECUTION|LAMBDA|ROLE)_|_(BUNDLE|DIR|DIRECTORY|FILE|HOME|PAGER|PATH|PROFILE)$"

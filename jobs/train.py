@@ -38,7 +38,6 @@ from jobs.training.work import (
 from pipelines import storage
 from pipelines.batches import STORE_BYTES
 from pipelines.evaluation import plan_evaluation, run_evaluation
-from seg_models.predictor import PredictorSpec
 
 EVALUATION_KEYS = (
     *("miou", "fwiou", "pixel_accuracy", "mean_accuracy", "classes", "confusion", "pictures", "worst"),
@@ -177,7 +176,7 @@ def evaluate(work: TrainWork, tracked: Run, table: dict[str, Any]) -> dict[str, 
     planned = plan_evaluation(table["checkpoint"], dataset=data.dataset, labels=data.labels, split=data.split)
     result = run_evaluation(
         planned,
-        predictor=PredictorSpec(),
+        predictor=data.predictor,
         compute=work.job.compute,
         num_pictures=NUM_PICTURES,
         num_worst=NUM_PICTURES,

@@ -12,6 +12,8 @@ Not `streaming_split`, which drops rows, and whose order follows the number of w
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 import time
 import uuid
 from collections.abc import Generator, Iterator, Sequence
@@ -50,6 +52,7 @@ AHEAD_CHUNKS = 3 * UNREAD_CHUNKS  # of a data worker: the unread ones, two with 
 STORE_BYTES = AHEAD_CHUNKS * CHUNK_BYTES
 """Of the object store, that the chunks of a data worker fill at most where samples are small."""
 RELEASE_EVERY_S = 30.0
+LATE_S = 60.0
 LOOK_EVERY_S = 0.1  # ten times a second, a thirtieth of a core
 
 
@@ -270,7 +273,8 @@ class RayBatches:
 
     def _take(self, number: int) -> None:
         """The next chunk, which is of the present round, or an empty one of the round before."""
-        row = next(self._rows, None)
+        with self._told_when_late():
+            row = next(self._rows, None)
         if row is None:
             raise ShardError(f"data workers: Ray Data ended before round {number} of {self._dealing.rounds}")
         if row["round"][0].as_py() != number:
@@ -281,6 +285,25 @@ class RayBatches:
         if len(ids):
             images, labels = images.reshape(made, 3, *crop), labels.view(self._dtype).reshape(made, *crop)
         self._open[worker] = _Chunk(ids, row["error"][0].as_py(), images, labels)
+
+    @contextlib.contextmanager
+    def _told_when_late(self) -> Iterator[None]:
+        timer = threading.Timer(LATE_S, self._tell)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _tell(self) -> None:
+        with contextlib.suppress(ray.exceptions.RayError):
+            free = f"{ray.available_resources().get('CPU', 0.0):g} of {ray.cluster_resources().get('CPU', 0.0):g}"
+            print(
+                f"data workers: no sample has come for {LATE_S:g} s; each of this worker's {self._dealing.workers} "
+                f"needs a CPU, and of the cluster's {free} are free",
+                flush=True,
+            )
 
     def _stream(self) -> Generator[pa.Table]:
         """The chunks in order, one row each, as they come from Ray Data."""
@@ -318,6 +341,8 @@ class RayBatches:
     def _context(self) -> DataContext:
         keep_quiet()
         look_rarely(LOOK_EVERY_S)
+        # It warns of hanging where training workers hold the CPUs beside data workers that have theirs.
+        logging.getLogger("ray.data._internal.execution.resource_manager").setLevel(logging.ERROR)
         context = DataContext.get_current().copy()
         context.enable_progress_bars = False
         context.print_on_execution_start = False

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 
 from jobs.outbox import first_line
-from jobs.specs import LabelledSplit
+from jobs.specs import ValidationSplit
 from jobs.tracked_run import Run, now_ms
 from jobs.training.plan import Metric
 from jobs.training.publish import BEST_FOLDER, copy_published, is_published
@@ -34,13 +34,12 @@ from jobs.training.validation import (
 from pipelines import storage
 from pipelines.evaluation import plan_evaluation, run_evaluation
 from pipelines.shards import ComputeSpec, run_here
-from seg_models.predictor import PredictorSpec
 
 LOOK_EVERY_S = 1.0
 FIGURES = ("miou", "fwiou", "pixel_accuracy", "mean_accuracy", "evaluated", "skipped")
 
 
-def validate_weights(checkpoint: str, data: LabelledSplit, compute: ComputeSpec) -> dict[str, float]:
+def validate_weights(checkpoint: str, data: ValidationSplit, compute: ComputeSpec) -> dict[str, float]:
     """Evaluate published weights in this process.
 
     Raises:
@@ -48,7 +47,7 @@ def validate_weights(checkpoint: str, data: LabelledSplit, compute: ComputeSpec)
     """
     work = plan_evaluation(checkpoint, dataset=data.dataset, labels=data.labels, split=data.split)
     result = run_evaluation(
-        work, predictor=PredictorSpec(), compute=compute, num_pictures=0, num_worst=0, run=run_here
+        work, predictor=data.predictor, compute=compute, num_pictures=0, num_worst=0, run=run_here
     ).as_dict()
     return {key: result[key] for key in FIGURES}
 
@@ -60,7 +59,7 @@ class Validator:
         self,
         run: str,
         *,
-        data: LabelledSplit,
+        data: ValidationSplit,
         metric: Metric,
         keep_best: bool,
         compute: ComputeSpec,

@@ -198,3 +198,13 @@ class Recipe(Spec):
     sync_batch_norm: bool = True
     """Batch norm statistics over all workers."""
     seed: int = Field(0, ge=-(2**63), lt=2**63)
+
+    @model_validator(mode="after")
+    def _check_ohem(self) -> Self:
+        ohem, (height, width) = self.loss.ohem, self.augment.crop
+        if ohem is not None and ohem.sample_every == 1 and ohem.min_kept >= height * width:
+            raise ValueError(
+                f"loss.ohem takes no effect: min_kept = {ohem.min_kept} keeps all {height * width} pixels of a crop of "
+                f"{height} x {width}; a sixteenth of them is {height * width // 16}"
+            )
+        return self

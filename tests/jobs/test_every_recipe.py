@@ -17,7 +17,7 @@ from jobs.training.plan import Worker
 from pipelines.samples import Part, SampleIndex, build_index
 from seg_models.backbones.timm_backbone import BackboneSpec, change_backbones, without_weights
 from seg_models.recipes import list_recipes, resolve_recipe
-from seg_models.recipes.recipe import AugmentSpec, Recipe
+from seg_models.recipes.recipe import AugmentSpec, LossSpec, Recipe
 from seg_models.recipes.sampling import SamplingSpec
 from seg_models.spec import ModelSpec, Spec
 from tests.jobs.tiny_training import CPU, plan_of, train_alone, with_centroids
@@ -43,6 +43,7 @@ def reduced(recipe: Recipe) -> Recipe:
     changes = {
         "model": narrow(change_backbones(without_weights(recipe.model), tiny)),
         "augment": shrunk(recipe.augment),
+        "loss": mined(recipe),
         "sampling": adapted(recipe.sampling),
         "schedule": recipe.schedule.model_copy(update={"warmup_steps": min(1, recipe.schedule.warmup_steps)}),
         "steps": 2,
@@ -85,6 +86,16 @@ def shrunk(augment: AugmentSpec) -> AugmentSpec:
     crop = tuple(round(side * factor) for side in augment.crop)
     short_side = augment.short_side and round(augment.short_side * factor)
     return augment.model_copy(update={"crop": crop, "short_side": short_side})
+
+
+def mined(recipe: Recipe) -> LossSpec:
+    """The same loss with as large a share of a crop's pixels as hard ones."""
+    if recipe.loss.ohem is None:
+        return recipe.loss
+    height, width = recipe.augment.crop
+    few = shrunk(recipe.augment).crop
+    kept = recipe.loss.ohem.min_kept * few[0] * few[1] // (height * width)
+    return recipe.loss.model_copy(update={"ohem": recipe.loss.ohem.model_copy(update={"min_kept": kept})})
 
 
 @pytest.fixture(scope="module")

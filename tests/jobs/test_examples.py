@@ -32,3 +32,16 @@ def test_there_is_an_example_for_every_verb_that_takes_a_file() -> None:
         "import",
         "unpack",
     }
+
+
+def test_checkpoints_that_examples_begin_with_are_made_by_examples_with_the_same_network() -> None:
+    jobs = [parse_verb("train", [str(path)])[0] for path in EXAMPLES if path.stem.startswith("train_")]
+    by_name = {job.name: job for job in jobs}
+    begun = [job for job in jobs if job.init_from is not None and job.init_from.startswith("out/runs/")]
+    assert begun
+    for job in begun:
+        teacher = by_name[job.init_from.split("/")[2]]
+        assert (teacher.recipe.model.arch, teacher.recipe.model.backbone) == (
+            job.recipe.model.arch,
+            job.recipe.model.backbone,
+        )

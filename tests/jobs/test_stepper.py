@@ -205,7 +205,7 @@ def test_training_learns_from_hard_pixels_per_micro_batch(plan: TrainPlan) -> No
 
 
 def test_hard_pixels_of_a_network_that_chooses_none_are_refused(plan: TrainPlan) -> None:
-    stepper = stepper_of(plan, recipe=tiny_recipe(loss=LossSpec(ohem=OhemSpec())))
+    stepper = stepper_of(plan, recipe=tiny_recipe(loss=LossSpec(ohem=OhemSpec(min_kept=9))))
     with pytest.raises(ValueError, match=r"recipe\.loss\.ohem takes no effect: the loss of Tiny"):
         steps_of(stepper, [0])
 

@@ -153,7 +153,7 @@ def test_a_cluster_that_does_not_answer_is_an_error(job_file: str, capsys: pytes
     assert "the cluster does not take the job" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["models", "recipes"])
+@pytest.mark.parametrize("verb", ["models", "recipes", "weights"])
 def test_verbs_that_make_no_sense_on_a_cluster_are_refused(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["submit", verb]) == 2
     assert f"cannot submit '{verb}'" in capsys.readouterr().err

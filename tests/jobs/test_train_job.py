@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from jobs import train
 from jobs.evaluate import log_evaluation
-from jobs.specs import LabelledSplit, TrainData, TrainJob
+from jobs.specs import TrainData, TrainJob, ValidationSplit
 from jobs.tracked_run import Run
 from jobs.tracking import _client, track
 from jobs.training.launch import launch
@@ -153,7 +153,7 @@ def test_a_job_that_cannot_work_is_refused_before_anything_is_written(
     if changes.get("data") == "split":
         changes = {"data": (misspelt,)}
     if changes.get("validate_on") == "split":
-        changes = {"validate_on": LabelledSplit(dataset=dataset, split="trian")}
+        changes = {"validate_on": ValidationSplit(dataset=dataset, split="trian")}
     job = job_of(dataset, tmp_path / "runs", **changes)
     with pytest.raises(ValueError, match=message):
         train.run(job, dry_run=True)
@@ -163,7 +163,7 @@ def test_a_job_that_cannot_work_is_refused_before_anything_is_written(
 def test_a_validation_set_of_other_classes_is_refused(dataset: str, tmp_path: Path) -> None:
     other = write_dataset(tmp_path / "other", space=LabelSpace(names=("sky", "sea", "sand")))
     with pytest.raises(ValueError, match="validate_on: the class list"):
-        train.run(job_of(dataset, tmp_path, validate_on=LabelledSplit(dataset=other.root)), dry_run=True)
+        train.run(job_of(dataset, tmp_path, validate_on=ValidationSplit(dataset=other.root)), dry_run=True)
 
 
 def test_weights_that_are_not_there_are_named_before_anything_starts(
@@ -257,7 +257,7 @@ def test_one_worker_trains_evaluates_and_is_tracked_and_a_second_call_only_ends_
     job = job_of(
         dataset,
         tmp_path / "runs",
-        validate_on=LabelledSplit(dataset=dataset),
+        validate_on=ValidationSplit(dataset=dataset),
         tracking={"uri": f"sqlite:///{tmp_path}/mlflow.db"},
     )
     run = tmp_path / "runs" / "tiny"

@@ -112,7 +112,7 @@ def test_training_learns_the_tiny_scenes(index: SampleIndex, tmp_path: Path) -> 
     ("loss", "key"),
     [
         (LossSpec(aux_weight=0.7), "aux_weight = 0.7"),
-        (LossSpec(ohem=OhemSpec(auxiliary=True)), "ohem.auxiliary = true"),
+        (LossSpec(ohem=OhemSpec(auxiliary=True, min_kept=9)), "ohem.auxiliary = true"),
     ],
 )
 def test_what_is_set_about_auxiliary_losses_that_a_network_does_not_have_is_refused(

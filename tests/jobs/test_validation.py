@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from ray.exceptions import RaySystemError
 
 from jobs import train
-from jobs.specs import TrainData, TrainJob
+from jobs.specs import TrainData, TrainJob, ValidationSplit
 from jobs.tracked_run import Run
 from jobs.training.checkpoints import load_checkpoint
 from jobs.training.notice import Stop
@@ -37,6 +38,7 @@ from pipelines.evaluation import evaluate_checkpoint
 from pipelines.samples import Part, SampleIndex, build_index
 from pipelines.shards import ComputeSpec
 from seg_models.checkpoints import load_model
+from seg_models.predictor import PredictorSpec
 from seg_models.recipes.recipe import EmaSpec
 from tests.jobs.tiny_training import TinySpec, plan_of, tiny_recipe, train_alone
 from tests.tiny_data import write_dataset
@@ -183,7 +185,7 @@ class Curve(Run):
 
 def validator_of(run: str, dataset: str, told: list[str], curve: Curve, **changes: Any) -> Validator:
     settings: dict[str, Any] = {"keep_best": True, "compute": ComputeSpec(cpus=0.5), "saved": []} | changes
-    data = TrainData(dataset=dataset)
+    data = ValidationSplit(dataset=dataset)
     return Validator(run, data=data, metric="miou", tracked=curve, say=told.append, **settings)
 
 
@@ -327,11 +329,12 @@ def test_a_job_validates_beside_its_training_keeps_the_best_and_says_what_an_eva
     dataset: str, tmp_path: Path
 ) -> None:
     recipe = tiny_recipe(model=TinySpec(norm=True, pause_s=0.05), steps=60)
+    looks = PredictorSpec(short_side=16)
     settings: dict[str, Any] = {
         "name": "tiny",
         "recipe": recipe,
         "data": (TrainData(dataset=dataset),),
-        "validate_on": TrainData(dataset=dataset),
+        "validate_on": ValidationSplit(dataset=dataset, predictor=looks),
         "output": str(tmp_path),
         "device": "cpu",
         "validate_every": 10,
@@ -350,8 +353,9 @@ def test_a_job_validates_beside_its_training_keeps_the_best_and_says_what_an_eva
     assert best is not None
     assert result["best"]["step"] == best["step"] == load_model(run / "best").info["provenance"]["step"]
     assert list((run / "validation").iterdir()) == []
-    again = evaluate_checkpoint(str(run / "best"), dataset=dataset, labels="human", split="train")
-    assert again.miou == pytest.approx(best["miou"], abs=1e-6)
+    evaluated = partial(evaluate_checkpoint, str(run / "best"), dataset=dataset, labels="human", split="train")
+    assert evaluated(predictor=looks).miou == pytest.approx(best["miou"], abs=1e-6)
+    assert evaluated().miou != pytest.approx(best["miou"], abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,11 @@ def test_what_should_be_a_list_or_a_table_is_told_in_the_words_of_the_file_and_b
         (OhemSpec, {"threshold": 1}, "less than 1"),
         (OhemSpec, {"min_kept": 0, "sample_every": 4}, "sample_every = 4 takes no effect with min_kept = 0"),
         (Recipe, {"model": tiny_recipe().model, "seed": 2**70}, "less than 9223372036854775808"),
+        (
+            Recipe,
+            {"model": tiny_recipe().model, "augment": {"crop": (240, 320)}, "loss": {"ohem": {}}},
+            "min_kept = 100000 keeps all 76800 pixels of a crop of 240 x 320; a sixteenth of them is 4800",
+        ),
     ],
 )
 def test_a_setting_of_the_recipe_that_cannot_be_meant_is_refused(

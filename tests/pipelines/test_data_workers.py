@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -257,6 +259,33 @@ class NotedOrder(SampleOrder):
         with self.file.open("a") as opened:
             opened.write("x")
         return super().sample(position)
+
+
+class Everything:
+    """Holds its CPUs as long as it lives."""
+
+    def is_held(self) -> bool:
+        return True
+
+
+def test_data_workers_without_a_cpu_are_told_of_and_waited_for(
+    index: SampleIndex, ray_local: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(batches, "LATE_S", 3)
+    everything: Any = ray.remote(num_cpus=2)(Everything).remote()
+    ray.get(everything.is_held.remote())
+    told = "data workers: no sample has come for 3 s; each of this worker's 1 needs a CPU, and of the cluster's 0 of 2"
+    with RayBatches(plan_of(index), data_workers=1) as running, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(next, running)
+        limit, seen = time.monotonic() + 30, ""
+        while told not in seen and time.monotonic() < limit:
+            time.sleep(0.1)
+            seen += capsys.readouterr().out
+        assert told in seen
+        assert not first.done()
+        ray.kill(everything)
+        assert first.result(timeout=60).step == 0
+    wait_for_no_data_workers()
 
 
 class UnevenOrder(SampleOrder):
