@@ -68,7 +68,7 @@ class Keeper:
         try:
             prune_checkpoints(self._plan.run, saved=saved, keep=keep, damaged=self._damaged)
             self._damaged = []
-        except OSError as error:  # the next save tries again
+        except (OSError, ValueError) as error:  # the next save tries again
             self._say(f"older checkpoints were not removed ({first_line(error)})")
 
     def _publish(self, weights: Weights, workers: int) -> None:
