@@ -51,8 +51,8 @@ UNREAD_CHUNKS = 2  # a data worker waits when so many are not yet taken from it
 AHEAD_CHUNKS = 3 * UNREAD_CHUNKS  # of a data worker: the unread ones, two with the taker, two that wait
 STORE_BYTES = AHEAD_CHUNKS * CHUNK_BYTES
 """Of the object store, that the chunks of a data worker fill at most where samples are small."""
-RELEASE_EVERY_S = 30.0
-LATE_S = 60.0
+RELEASE_EVERY_S = 30.0  # what Ray Data may take beyond the limit, a chunk each time
+LATE_S = 60.0  # then that no sample has come is told
 LOOK_EVERY_S = 0.1  # ten times a second, a thirtieth of a core
 
 

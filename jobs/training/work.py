@@ -126,7 +126,7 @@ def _check_validation(job: TrainJob, index: SampleIndex) -> None:
 
 def part_of(data: LabelledSplit) -> Part:
     """The same as the pipelines call it."""
-    return Part(**{**data.model_dump(exclude={"predictor"}), "dataset": storage.normalise(data.dataset)})
+    return Part(**{**data.model_dump(include=set(Part.model_fields)), "dataset": storage.normalise(data.dataset)})
 
 
 def look_at_labels(work: TrainWork) -> TrainWork:
