@@ -34,7 +34,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.run --output out/bench.json
 
 faults: setup
-	$(BIN)/python -m pytest -q -s -m faults
+	$(BIN)/python -m pytest -q -s -m faults --durations 12
 
 slow: setup
 	$(BIN)/python -m pytest -q -m "slow and not faults"
