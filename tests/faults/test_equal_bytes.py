@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ SHARDS, ROWS, SAMPLES = 6, 8, 8
 
 
 class Mortal(PsslWorker):
-    """A worker that says which process it is."""
+    """A worker that says which process it is, and begins when there are two: each has work when one is killed."""
 
     def __init__(self, *, pids: str, **arguments: Any) -> None:
         super().__init__(**arguments)
         (Path(pids) / str(os.getpid())).touch()
+        deadline = time.monotonic() + 60
+        while len(list(Path(pids).iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
