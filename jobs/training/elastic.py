@@ -1,7 +1,7 @@
 """Groups of workers that grow and shrink with the cluster. Runs in Ray Train's controller, which loads no networks.
 
-Ray starts the group again when the room for it changes, and counts what machines have. From here comes what of it is
-free, which sizes there may be, and that a healthy group saves before it is taken apart, so that no step is done twice.
+Ray starts the group again when the room for it changes. From here comes how much room there is, which sizes there may
+be, and that a healthy group saves before it is taken apart, so that no step is done twice.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.train import ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.controller.state import RunningState, SchedulingState
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 
 from jobs.training.notice import Stop, listen_for_sigterm, stop_this_process
@@ -69,19 +71,18 @@ class Waiting:
 
 
 class UsableSizes(ElasticScalingPolicy):  # type: ignore[misc]
-    """Ray's policy, for sizes that divide lanes and global batch, where there are free places for them.
+    """Ray's policy, for sizes that divide lanes and global batch, where there are places for them.
 
-    A group that is to start is tried in the largest size the machines have room for, as what the group before it had is
-    not free at once; after that in sizes for which there is free room.
+    A group may have the places that are free, and those that the group before it still has. What Ray's coordinator has
+    reserved for a run is not asked: it reserves for a killed driver, too, for three minutes.
     """
 
     def __init__(self, scaling_config: ScalingConfig, *, sizes: Sequence[int], data_workers: int) -> None:
         super().__init__(scaling_config)
         self._sizes, self._data_workers = tuple(sizes), data_workers
         self._each = scaling_config._resources_per_worker_not_none
-        self._own: int | None = None
-        """Workers of the group that runs, whose places are its own; None where all there is counts as free."""
-        self._was_tried = False
+        self._held: Counter[str] | None = None
+        """Workers of the newest group by node; None where they are not known, and all that machines have is tried."""
         wanted = wanted_text(sizes[0], self._each, data_workers=data_workers)
         self._waiting = Waiting(wanted, room=_room, say=lambda text: print(text, flush=True))
 
@@ -89,29 +90,35 @@ class UsableSizes(ElasticScalingPolicy):  # type: ignore[misc]
         """Ray's, and a word where that takes long."""
         logging.getLogger(_CONTROLLER).addFilter(_is_news)
         self._waiting.still()
-        self._own = 0 if self._was_tried else None
-        decision = super().make_decision_for_non_running_worker_group()
-        self._was_tried = self._was_tried or isinstance(decision, ResizeDecision)
-        return decision
+        return super().make_decision_for_non_running_worker_group()
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Know who has places: nobody while a group is being started, and the new group once it has."""
+        if isinstance(current_state, SchedulingState):
+            self._held = Counter()  # the group before makes way
+        elif isinstance(current_state, RunningState) and not isinstance(previous_state, RunningState):
+            self._held = None  # it may die before anyone has looked where it is
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         """Grow where there is room; a healthy group is never made smaller."""
         self._waiting.over()
-        self._own, self._was_tried = worker_group_state.num_workers, False
+        self._held = Counter(worker.metadata.node_id for worker in worker_group_state.workers)
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         shrinks = isinstance(decision, ResizeDecision) and decision.num_workers < worker_group_state.num_workers
         return NoopDecision() if shrinks else decision
 
-    def _count_possible_workers(self, reserved_resources: Any) -> int:
-        possible = super()._count_possible_workers(reserved_resources)
-        cpus = self._each.get("CPU", 0.0)
-        total = ray.cluster_resources().get("CPU", 0.0) - self._data_workers
-        if self._own is not None:
-            free = _free()
-            possible = min(possible, self._own + places(free, self._each))
-            total = sum(node.get("CPU", 0.0) for node in free) + self._own * cpus
-            total -= 0 if self._own else self._data_workers  # those of a group that runs have their CPUs
-        return largest_size(self._sizes, possible, cpus=cpus, total_cpus=total)
+    def _get_reserved_resources(self) -> dict[str, dict[str, float]]:
+        """What the group may have on each machine that stays."""
+        if self._held is None:
+            return _total()
+        return {node: _with_workers(free, self._held[node], self._each) for node, free in _free().items()}
+
+    def _count_possible_workers(self, reserved_resources: Mapping[str, Mapping[str, float]]) -> int:
+        possible = places(tuple(reserved_resources.values()), self._each)
+        total = _cpus(_total()) - self._data_workers
+        beside = 0 if self._held else self._data_workers  # those of a group that runs have their CPUs
+        total = min(total, _cpus(reserved_resources) - beside)
+        return largest_size(self._sizes, possible, cpus=self._each.get("CPU", 0.0), total_cpus=total)
 
 
 def largest_size(sizes: Sequence[int], possible: int, *, cpus: float, total_cpus: float) -> int:
@@ -131,10 +138,27 @@ def places(free: Sequence[Mapping[str, float]], each: Mapping[str, float]) -> in
     return sum(min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in needed.items()) for node in free)
 
 
-def _free() -> list[Mapping[str, float]]:
+def _free() -> dict[str, dict[str, float]]:
     """What is free on each machine that stays."""
+    return _staying(ray_state.available_resources_per_node())
+
+
+def _total() -> dict[str, dict[str, float]]:
+    """What each machine has that stays."""
+    return _staying(ray_state.total_resources_per_node())
+
+
+def _staying(nodes: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     leaving = ray_state.get_draining_nodes()
-    return [found for node, found in ray_state.available_resources_per_node().items() if node not in leaving]
+    return {node: found for node, found in nodes.items() if node not in leaving}
+
+
+def _with_workers(free: Mapping[str, float], count: int, each: Mapping[str, float]) -> dict[str, float]:
+    return {**free, **{name: free.get(name, 0.0) + count * amount for name, amount in each.items()}}
+
+
+def _cpus(nodes: Mapping[str, Mapping[str, float]]) -> float:
+    return sum(node.get("CPU", 0.0) for node in nodes.values())
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from ray.train import ScalingConfig
+from ray.train.v2._internal.execution.controller.state import InitializingState, RunningState, SchedulingState
 from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
 
 from jobs.specs import TrainJob
@@ -124,26 +125,44 @@ def test_a_range_of_workers_that_is_none_is_refused(workers: Any, message: str) 
 
 
 class Cluster:
-    """What Ray's coordinator and its nodes say, for a policy of groups of one, two or three workers of one CPU."""
+    """A controller, and what Ray says of its nodes, for a policy of groups of one, two or three workers of one CPU.
+
+    The policy's coordinator is not there: asking it, as Ray's own does, fails.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, data_workers: int = 0) -> None:
-        self.total, self.free = {"a": 4.0}, {"a": 4.0}
+        self.total, self.free, self.leaving = {"a": 4.0}, {"a": 4.0}, dict[str, int]()
         scaling = ScalingConfig(num_workers=(1, 3), resources_per_worker={"CPU": 1.0})
         self.policy = UsableSizes(scaling, sizes=(1, 2, 3), data_workers=data_workers)
+        state = SimpleNamespace(
+            available_resources_per_node=lambda: as_resources(self.free),
+            total_resources_per_node=lambda: as_resources(self.total),
+            get_draining_nodes=lambda: self.leaving,
+        )
         monkeypatch.setattr(UsableSizes, "_maybe_send_resource_request", lambda policy: None)
-        monkeypatch.setattr(UsableSizes, "_get_reserved_resources", lambda policy: as_resources(self.total))
-        monkeypatch.setattr("jobs.training.elastic._free", lambda: list(as_resources(self.free).values()))
-        monkeypatch.setattr("jobs.training.elastic.ray.cluster_resources", lambda: {"CPU": sum(self.total.values())})
+        monkeypatch.setattr("jobs.training.elastic.ray_state", state)
 
     def start(self) -> int | None:
         """The size of a group that is to start; None where it waits."""
-        return size_of(self.policy.make_decision_for_non_running_worker_group())
+        size = size_of(self.policy.make_decision_for_non_running_worker_group())
+        if size is not None:
+            self.policy.after_controller_state_update(InitializingState(), scheduling(size))
+        return size
 
-    def look(self, workers: int) -> int | None:
-        """The new size of a group of so many that runs; None where it stays as it is."""
+    def come_together(self, size: int) -> None:
+        """The group that was started trains."""
+        self.policy.after_controller_state_update(scheduling(size), RunningState())
+
+    def look(self, nodes: str) -> int | None:
+        """The new size of a group that runs, whose workers are on such nodes; None where it stays as it is."""
         self.policy._latest_monitor_time = float("-inf")
-        state = SimpleNamespace(num_workers=workers, start_time=float("-inf"))
+        workers = [SimpleNamespace(metadata=SimpleNamespace(node_id=node)) for node in nodes]
+        state = SimpleNamespace(num_workers=len(workers), workers=workers, start_time=float("-inf"))
         return size_of(self.policy.make_decision_for_running_worker_group(state, None))
+
+
+def scheduling(size: int) -> SchedulingState:
+    return SchedulingState(ResizeDecision(num_workers=size, resources_per_worker={"CPU": 1.0}))
 
 
 def as_resources(nodes: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -159,28 +178,71 @@ def test_a_group_that_does_not_come_together_is_tried_in_a_size_for_which_there_
 ) -> None:
     cluster = Cluster(monkeypatch)
     cluster.free["a"] = 2.0  # something else has the other two
-    assert cluster.start() == 3, "what the group before had may not be free yet"
+    assert cluster.start() == 3, "what a killed driver's group had may not be free yet"
     assert cluster.start() == 1, "one CPU stays free"
     cluster.free["a"] = 0.0
     assert cluster.start() is None
     cluster.free["a"] = 4.0
     assert cluster.start() == 3
-    assert cluster.look(3) is None
+
+
+def test_the_places_of_the_group_before_are_its_successors(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch)
+    cluster.total["b"] = cluster.free["b"] = 4.0
+    assert cluster.start() == 3
+    cluster.come_together(3)
+    cluster.free |= {"a": 2.0, "b": 0.0}  # other work has all of b but one CPU
+    assert cluster.look("aab") is None
+    assert cluster.start() == 3, "one of them died: Ray takes the group apart only for the next"
+    cluster.come_together(3)
+    assert cluster.look("aab") is None
+    del cluster.total["b"], cluster.free["b"]
+    cluster.free["a"] = 1.0  # other work came
+    assert cluster.start() == 2, "two have their places on the machine that is left"
+    assert cluster.start() == 1, "they did not come together, and what is free is all there is"
+
+
+def test_a_group_that_died_before_it_was_looked_at_has_places_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch)
+    assert cluster.start() == 3
+    cluster.come_together(3)
     cluster.free["a"] = 1.0
-    assert cluster.start() == 3, "a group has trained since"
+    assert cluster.start() == 3
+
+
+def test_a_group_that_could_not_be_started_in_another_size_has_no_places_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster(monkeypatch)
+    cluster.free["a"] = 3.0
+    assert cluster.look("a") == 3
+    cluster.policy.after_controller_state_update(RunningState(), scheduling(3))
+    cluster.free["a"] = 2.0  # other work was faster, and the one worker's place is free
+    assert cluster.start() == 1
+
+
+def test_a_machine_that_is_taken_away_has_no_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch)
+    cluster.total["b"] = cluster.free["b"] = 2.0
+    cluster.leaving["a"] = 0
+    assert cluster.start() == 1
+    cluster.come_together(1)
+    cluster.free["b"] = 1.0
+    assert cluster.look("b") is None
+    assert cluster.look("ab") is None, "a healthy group is not made smaller"
 
 
 def test_a_group_grows_only_onto_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch)
     cluster.free["a"] = 1.0
-    assert cluster.start() == 3
-    assert cluster.look(1) is None, "the last free CPU is the data stages'"
+    assert cluster.look("a") is None, "the last free CPU is the data stages'"
     cluster.total["b"], cluster.free["b"] = 4.0, 0.0  # a machine that other work fills
-    assert cluster.look(1) is None
+    assert cluster.look("a") is None
     cluster.free["b"] = 1.0
-    assert cluster.look(1) == 2
-    assert cluster.look(2) == 3
-    assert cluster.look(3) is None
+    assert cluster.look("a") == 2
+    cluster.free["a"] = 2.0
+    assert cluster.look("ab") == 3
+    assert cluster.look("aab") is None
 
 
 def test_a_group_waits_until_its_data_workers_find_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,10 +250,13 @@ def test_a_group_waits_until_its_data_workers_find_room_too(monkeypatch: pytest.
     assert cluster.start() is None
     cluster.total["b"] = cluster.free["b"] = 2.0
     assert cluster.start() == 1
+    cluster.come_together(1)
     cluster.free["a"] = cluster.free["b"] = 0.0  # they and the worker have the rest
-    assert cluster.look(1) is None
-    cluster.free["b"] = 2.0
-    assert cluster.look(1) == 2
+    assert cluster.look("a") is None
+    assert cluster.start() == 1, "those of the group before have their CPUs until it is taken apart"
+    cluster.come_together(1)
+    cluster.total["b"], cluster.free["b"] = 3.0, 2.0
+    assert cluster.look("a") == 2
 
 
 # -- waiting for room --------------------------------------------------------------------------------------------------
