@@ -15,7 +15,7 @@ SCRIPT = """
 import json, os, sys
 from ray.cluster_utils import Cluster
 import ray
-from jobs.preflight import check_places
+from jobs.shared_places import check_places
 from pipelines.shards import ComputeSpec, ShardTask, run_shards
 
 class Where:

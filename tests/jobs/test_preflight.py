@@ -11,7 +11,6 @@ import pytest
 from jobs import preflight
 from jobs.specs import TrainData, TrainJob
 from jobs.training.resources import Node
-from pipelines import storage
 from pipelines.shards import ComputeSpec
 
 CLUSTER = (Node(cpus=3), Node(cpus=1, gpus=1))
@@ -72,54 +71,6 @@ def test_a_cluster_that_does_not_grow_is_left_with_the_reason(monkeypatch: pytes
     monkeypatch.setattr(preflight, "_ask_for", lambda wanted: pytest.fail("nobody asked for waiting"))
     with pytest.raises(ValueError, match=r"compute\.actors: 1 actors x 2 CPUs do not fit"):
         preflight.wait_until_fits(training(compute=ComputeSpec(cpus=2)))
-
-
-def test_a_node_that_does_not_see_a_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = [{"Alive": True, "NodeID": f"{i}" * 8, "NodeManagerAddress": f"10.0.0.{i}"} for i in range(2)]
-    monkeypatch.setattr("jobs.preflight.ray.nodes", lambda: nodes)
-    monkeypatch.setattr(preflight, "_ask_here", FarNode("11111111"))
-    monkeypatch.setattr(preflight, "NodeAffinitySchedulingStrategy", lambda node_id, soft: node_id)
-    monkeypatch.setattr("jobs.preflight.ray.get", lambda answer, timeout: answer)
-    with pytest.raises(ValueError, match=r"node 10\.0\.0\.1 11111111 does not see this folder; .*s3://"):
-        preflight.check_places([str(tmp_path / "not" / "yet" / "there")])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_written_is_known_by_its_names(tmp_path: Path) -> None:
-    (tmp_path / "a.png").touch()
-    assert preflight.find_problems([preflight.Probe(str(tmp_path), names=("a.png",))]) == {}
-    assert list(preflight.find_problems([preflight.Probe(str(tmp_path), names=("b.png",))])) == [str(tmp_path)]
-    gone = str(tmp_path / "gone")
-    assert list(preflight.find_problems([preflight.Probe(gone, names=())])) == [gone]
-    assert list(preflight.find_problems([preflight.Probe(gone, "nonce")])) == [gone]
-
-
-def test_an_object_store_must_answer_on_every_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_credentials(uri: str) -> bool:
-        raise storage.StorageError(f"{uri}: Unable to locate credentials")
-
-    monkeypatch.setattr("jobs.preflight.storage.exists", lambda uri: False)
-    probe = preflight.Probe("s3://bucket/not/yet/there")
-    assert preflight.find_problems([probe]) == {}
-    monkeypatch.setattr("jobs.preflight.storage.exists", no_credentials)
-    assert preflight.find_problems([probe]) == {
-        "s3://bucket/not/yet/there": "does not reach the object store (Unable to locate credentials); "
-        "give every node the same AWS_* variables or a role"
-    }
-
-
-class FarNode:
-    """Stands for the remote task: one node sees none of our files."""
-
-    def __init__(self, blind: str, node: str = "") -> None:
-        self.blind, self.node = blind, node
-
-    def options(self, *, scheduling_strategy: str) -> FarNode:
-        return FarNode(self.blind, scheduling_strategy)
-
-    def remote(self, probes: list[preflight.Probe]) -> dict[str, str]:
-        blind = self.node == self.blind
-        return {probe.place: f"does not see this folder; {preflight.REMEDY}" for probe in probes if blind}
 
 
 def test_a_working_folder_that_was_replaced_is_entered_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
