@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -19,7 +18,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.train import ScalingConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-from ray.train.v2._internal.execution.controller.state import RunningState, SchedulingState
+from ray.train.v2._internal.execution.controller.state import RestartingState, SchedulingState
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 
 from jobs.training.notice import Stop, listen_for_sigterm, stop_this_process
@@ -71,54 +70,66 @@ class Waiting:
 
 
 class UsableSizes(ElasticScalingPolicy):  # type: ignore[misc]
-    """Ray's policy, for sizes that divide lanes and global batch, where there are places for them.
+    """Ray's policy, for sizes that divide lanes and global batch, where there are free places for them.
 
-    A group may have the places that are free, and those that the group before it still has. What Ray's coordinator has
-    reserved for a run is not asked: it reserves for a killed driver, too, for three minutes.
+    What Ray's coordinator has reserved for a run is not asked: it reserves for a killed driver, too, for three minutes.
     """
 
     def __init__(self, scaling_config: ScalingConfig, *, sizes: Sequence[int], data_workers: int) -> None:
         super().__init__(scaling_config)
         self._sizes, self._data_workers = tuple(sizes), data_workers
         self._each = scaling_config._resources_per_worker_not_none
-        self._held: Counter[str] | None = None
-        """Workers of the newest group by node; None where they are not known, and all that machines have is tried."""
+        self._own: int | None = None
+        """Workers of the group that runs, whose places are its own.
+
+        None before the first group and after one has died: what it had is free only when the next one is started, so
+        that all the machines have is tried, once.
+        """
         wanted = wanted_text(sizes[0], self._each, data_workers=data_workers)
         self._waiting = Waiting(wanted, room=_room, say=lambda text: print(text, flush=True))
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Know whether a group has places."""
+        if isinstance(current_state, SchedulingState):
+            self._own = 0
+        elif isinstance(current_state, RestartingState):
+            self._own = None
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         """Ray's, and a word where that takes long."""
         logging.getLogger(_CONTROLLER).addFilter(_is_news)
         self._waiting.still()
-        return super().make_decision_for_non_running_worker_group()
-
-    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Know who has places: nobody while a group is being started, and the new group once it has."""
-        if isinstance(current_state, SchedulingState):
-            self._held = Counter()  # the group before makes way
-        elif isinstance(current_state, RunningState) and not isinstance(previous_state, RunningState):
-            self._held = None  # it may die before anyone has looked where it is
+        decision = super().make_decision_for_non_running_worker_group()
+        if isinstance(decision, NoopDecision):
+            time.sleep(LOOK_EVERY_S)  # Ray asks again at once
+        return decision
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         """Grow where there is room; a healthy group is never made smaller."""
         self._waiting.over()
-        self._held = Counter(worker.metadata.node_id for worker in worker_group_state.workers)
+        self._own = worker_group_state.num_workers
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         shrinks = isinstance(decision, ResizeDecision) and decision.num_workers < worker_group_state.num_workers
         return NoopDecision() if shrinks else decision
 
-    def _get_reserved_resources(self) -> dict[str, dict[str, float]]:
-        """What the group may have on each machine that stays."""
-        if self._held is None:
-            return _total()
-        return {node: _with_workers(free, self._held[node], self._each) for node, free in _free().items()}
+    def _get_reserved_resources(self) -> dict[str, dict[str, float]] | None:
+        """What there is on each machine that stays, beside the places of a group that runs; None where Ray is away."""
+        try:
+            nodes = (
+                ray_state.total_resources_per_node() if self._own is None else ray_state.available_resources_per_node()
+            )
+            leaving = ray_state.get_draining_nodes()
+        except RayError as error:
+            log.warning("what is free is not known now: %s", error)
+            return None
+        return {node: found for node, found in nodes.items() if node not in leaving}
 
     def _count_possible_workers(self, reserved_resources: Mapping[str, Mapping[str, float]]) -> int:
-        possible = places(tuple(reserved_resources.values()), self._each)
-        total = _cpus(_total()) - self._data_workers
-        beside = 0 if self._held else self._data_workers  # those of a group that runs have their CPUs
-        total = min(total, _cpus(reserved_resources) - beside)
-        return largest_size(self._sizes, possible, cpus=self._each.get("CPU", 0.0), total_cpus=total)
+        own, cpus = self._own or 0, self._each.get("CPU", 0.0)
+        room = list(reserved_resources.values())
+        total = sum(node.get("CPU", 0.0) for node in room) + own * cpus
+        total -= 0 if own else self._data_workers  # those of a group that runs have their CPUs
+        return largest_size(self._sizes, own + places(room, self._each), cpus=cpus, total_cpus=total)
 
 
 def largest_size(sizes: Sequence[int], possible: int, *, cpus: float, total_cpus: float) -> int:
@@ -128,7 +139,7 @@ def largest_size(sizes: Sequence[int], possible: int, *, cpus: float, total_cpus
     too few for the smallest size.
     """
     fitting = [size for size in sizes if size <= possible and size * cpus <= total_cpus + 1e-6]
-    sparing = [size for size in fitting if total_cpus - size * cpus >= 1]
+    sparing = [size for size in fitting if total_cpus - size * cpus >= 1 - 1e-6]
     return max(sparing or fitting[:1], default=0)
 
 
@@ -136,29 +147,6 @@ def places(free: Sequence[Mapping[str, float]], each: Mapping[str, float]) -> in
     """How many workers find what each of them takes on machines of which so much is free."""
     needed = {name: amount for name, amount in each.items() if amount > 0}
     return sum(min(int(node.get(name, 0.0) / amount + 1e-6) for name, amount in needed.items()) for node in free)
-
-
-def _free() -> dict[str, dict[str, float]]:
-    """What is free on each machine that stays."""
-    return _staying(ray_state.available_resources_per_node())
-
-
-def _total() -> dict[str, dict[str, float]]:
-    """What each machine has that stays."""
-    return _staying(ray_state.total_resources_per_node())
-
-
-def _staying(nodes: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    leaving = ray_state.get_draining_nodes()
-    return {node: found for node, found in nodes.items() if node not in leaving}
-
-
-def _with_workers(free: Mapping[str, float], count: int, each: Mapping[str, float]) -> dict[str, float]:
-    return {**free, **{name: free.get(name, 0.0) + count * amount for name, amount in each.items()}}
-
-
-def _cpus(nodes: Mapping[str, Mapping[str, float]]) -> float:
-    return sum(node.get("CPU", 0.0) for node in nodes.values())
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -195,9 +183,27 @@ class Orderly(WorkerGroupCallback):  # type: ignore[misc]
     def __init__(self, stop_within_s: float) -> None:
         self._stop_within_s = stop_within_s
         self._is_training = False
+        self._starting: Any = None
+
+    @contextlib.contextmanager
+    def on_worker_group_start(self) -> Iterator[None]:
+        """Where a worker dies at the last of the start, have what the group has given back.
+
+        Ray gives it back only of groups that are not yet known to have started; else the next one finds it taken.
+        """
+        self._starting = None
+        try:
+            yield
+        except Exception:
+            if self._starting is not None:
+                self._starting._clear_state()
+            raise
+        finally:
+            self._starting = None
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Listen for SIGTERM, in the main thread of every worker."""
+        self._starting = worker_group
         ray.get([worker.execute_async(listen_for_sigterm) for worker in worker_group.get_workers()])
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:

@@ -8,12 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from ray.exceptions import RayActorError, RaySystemError
 from ray.train import ScalingConfig
-from ray.train.v2._internal.execution.controller.state import InitializingState, RunningState, SchedulingState
+from ray.train.v2._internal.execution.controller.state import (
+    InitializingState,
+    RestartingState,
+    RunningState,
+    SchedulingState,
+)
 from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
+from ray.train.v2.api.exceptions import ControllerError
 
 from jobs.specs import TrainJob
-from jobs.training.elastic import UsableSizes, Waiting, largest_size, places, room_text, wanted_text
+from jobs.training.elastic import Orderly, UsableSizes, Waiting, largest_size, places, room_text, wanted_text
 from jobs.training.loop import train
 from jobs.training.notice import Notices, Stop
 from jobs.training.plan import TrainPlan, Worker, passes_of, usable_sizes
@@ -149,15 +156,16 @@ class Cluster:
             self.policy.after_controller_state_update(InitializingState(), scheduling(size))
         return size
 
-    def come_together(self, size: int) -> None:
-        """The group that was started trains."""
+    def fail(self, size: int) -> None:
+        """A worker of the group that runs dies; Ray takes the group apart only when the next one is started."""
+        error = ControllerError(RuntimeError("a worker died"))
         self.policy.after_controller_state_update(scheduling(size), RunningState())
+        self.policy.after_controller_state_update(RunningState(), RestartingState(training_failed_error=error))
 
-    def look(self, nodes: str) -> int | None:
-        """The new size of a group that runs, whose workers are on such nodes; None where it stays as it is."""
+    def look(self, workers: int) -> int | None:
+        """The new size of a group of so many that runs; None where it stays as it is."""
         self.policy._latest_monitor_time = float("-inf")
-        workers = [SimpleNamespace(metadata=SimpleNamespace(node_id=node)) for node in nodes]
-        state = SimpleNamespace(num_workers=len(workers), workers=workers, start_time=float("-inf"))
+        state = SimpleNamespace(num_workers=workers, start_time=float("-inf"))
         return size_of(self.policy.make_decision_for_running_worker_group(state, None))
 
 
@@ -186,28 +194,18 @@ def test_a_group_that_does_not_come_together_is_tried_in_a_size_for_which_there_
     assert cluster.start() == 3
 
 
-def test_the_places_of_the_group_before_are_its_successors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_places_of_a_group_that_died_are_its_successors(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch)
-    cluster.total["b"] = cluster.free["b"] = 4.0
-    assert cluster.start() == 3
-    cluster.come_together(3)
-    cluster.free |= {"a": 2.0, "b": 0.0}  # other work has all of b but one CPU
-    assert cluster.look("aab") is None
-    assert cluster.start() == 3, "one of them died: Ray takes the group apart only for the next"
-    cluster.come_together(3)
-    assert cluster.look("aab") is None
-    del cluster.total["b"], cluster.free["b"]
-    cluster.free["a"] = 1.0  # other work came
-    assert cluster.start() == 2, "two have their places on the machine that is left"
-    assert cluster.start() == 1, "they did not come together, and what is free is all there is"
-
-
-def test_a_group_that_died_before_it_was_looked_at_has_places_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = Cluster(monkeypatch)
-    assert cluster.start() == 3
-    cluster.come_together(3)
     cluster.free["a"] = 1.0
+    assert cluster.look(3) is None
+    cluster.fail(3)
     assert cluster.start() == 3
+    cluster.fail(3)
+    assert cluster.start() == 3, "it died before anyone had looked at it"
+    cluster.fail(3)
+    cluster.total = {"b": 2.0}
+    cluster.free = {"b": 0.0}  # Ray has given the new machine to what is left of the group
+    assert cluster.start() == 1
 
 
 def test_a_group_that_could_not_be_started_in_another_size_has_no_places_any_more(
@@ -215,7 +213,7 @@ def test_a_group_that_could_not_be_started_in_another_size_has_no_places_any_mor
 ) -> None:
     cluster = Cluster(monkeypatch)
     cluster.free["a"] = 3.0
-    assert cluster.look("a") == 3
+    assert cluster.look(1) == 3
     cluster.policy.after_controller_state_update(RunningState(), scheduling(3))
     cluster.free["a"] = 2.0  # other work was faster, and the one worker's place is free
     assert cluster.start() == 1
@@ -226,23 +224,21 @@ def test_a_machine_that_is_taken_away_has_no_places(monkeypatch: pytest.MonkeyPa
     cluster.total["b"] = cluster.free["b"] = 2.0
     cluster.leaving["a"] = 0
     assert cluster.start() == 1
-    cluster.come_together(1)
     cluster.free["b"] = 1.0
-    assert cluster.look("b") is None
-    assert cluster.look("ab") is None, "a healthy group is not made smaller"
+    assert cluster.look(1) is None
+    assert cluster.look(3) is None, "a healthy group is not made smaller"
 
 
 def test_a_group_grows_only_onto_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch)
     cluster.free["a"] = 1.0
-    assert cluster.look("a") is None, "the last free CPU is the data stages'"
+    assert cluster.look(1) is None, "the last free CPU is the data stages'"
     cluster.total["b"], cluster.free["b"] = 4.0, 0.0  # a machine that other work fills
-    assert cluster.look("a") is None
+    assert cluster.look(1) is None
     cluster.free["b"] = 1.0
-    assert cluster.look("a") == 2
-    cluster.free["a"] = 2.0
-    assert cluster.look("ab") == 3
-    assert cluster.look("aab") is None
+    assert cluster.look(1) == 2
+    assert cluster.look(2) == 3
+    assert cluster.look(3) is None
 
 
 def test_a_group_waits_until_its_data_workers_find_room_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,13 +246,41 @@ def test_a_group_waits_until_its_data_workers_find_room_too(monkeypatch: pytest.
     assert cluster.start() is None
     cluster.total["b"] = cluster.free["b"] = 2.0
     assert cluster.start() == 1
-    cluster.come_together(1)
     cluster.free["a"] = cluster.free["b"] = 0.0  # they and the worker have the rest
-    assert cluster.look("a") is None
-    assert cluster.start() == 1, "those of the group before have their CPUs until it is taken apart"
-    cluster.come_together(1)
-    cluster.total["b"], cluster.free["b"] = 3.0, 2.0
-    assert cluster.look("a") == 2
+    assert cluster.look(1) is None
+    cluster.free["b"] = 2.0
+    assert cluster.look(1) == 2
+
+
+def test_a_group_waits_while_ray_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch)
+
+    def away() -> dict[str, dict[str, float]]:
+        raise RaySystemError("the head is away")
+
+    monkeypatch.setattr("jobs.training.elastic.ray_state.total_resources_per_node", away)
+    assert cluster.start() is None
+
+
+def test_what_a_group_has_that_failed_at_the_last_of_its_start_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_back: list[str] = []
+    orderly = Orderly(1.0)
+    worker = SimpleNamespace(execute_async=lambda *_: "answer")
+    group = SimpleNamespace(get_workers=lambda: [worker], _clear_state=lambda: given_back.append("group"))
+
+    def die(answers: list[str]) -> None:
+        raise RayActorError
+
+    monkeypatch.setattr("jobs.training.elastic.ray.get", lambda answers: answers)
+    with orderly.on_worker_group_start():
+        orderly.after_worker_group_start(group)
+    with pytest.raises(RayActorError), orderly.on_worker_group_start():
+        raise RayActorError
+    assert given_back == [], "the first trains, and of the second Ray gives all back"
+    monkeypatch.setattr("jobs.training.elastic.ray.get", die)
+    with pytest.raises(RayActorError), orderly.on_worker_group_start():
+        orderly.after_worker_group_start(group)
+    assert given_back == ["group"]
 
 
 # -- waiting for room --------------------------------------------------------------------------------------------------
