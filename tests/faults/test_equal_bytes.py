@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import pytest
 
 from jobs.pssl import plan_work
 from jobs.specs import PsslJob
+from pipelines.label_run import ImageShard
 from pipelines.pssl import PsslWork, run_pssl
 from pipelines.pssl_worker import PsslWorker
+from pipelines.schema import Receipt
 from pipelines.shards import ComputeSpec
 from pipelines.tables import Dataset, Table
 from tests.faults.labelling import settings, write_dataset, write_weights
@@ -23,14 +26,36 @@ SHARDS, ROWS, SAMPLES = 6, 8, 8
 
 
 class Mortal(PsslWorker):
-    """A worker that says which process it is, and begins when there are two: each has work when one is killed."""
+    """A worker that begins when there are two, and waits with its second shard in hand until one that waits is killed.
 
-    def __init__(self, *, pids: str, **arguments: Any) -> None:
+    folder/pids/     a file for each process that was a worker
+    folder/waiting/  a file for each that waits
+    folder/killed    there when one was killed
+    """
+
+    def __init__(self, *, folder: str, **arguments: Any) -> None:
         super().__init__(**arguments)
-        (Path(pids) / str(os.getpid())).touch()
-        deadline = time.monotonic() + 60
-        while len(list(Path(pids).iterdir())) < 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        self._folder, self._shards = Path(folder), 0
+        (self._folder / "pids" / str(os.getpid())).touch()
+        wait_for(lambda: len(names(self._folder / "pids")) >= 2)
+
+    def __call__(self, shard: ImageShard) -> Receipt:
+        """Label a shard."""
+        self._shards += 1
+        if self._shards == 2:
+            (self._folder / "waiting" / str(os.getpid())).touch()
+            wait_for((self._folder / "killed").exists)
+        return super().__call__(shard)
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -80,20 +105,23 @@ def test_labels_are_equal_bytes_whatever_the_actors_and_the_images_fetched_at_on
 @pytest.mark.faults
 @pytest.mark.usefixtures("ray_local")
 def test_labels_are_equal_bytes_with_an_actor_killed(base: Path, calm: Table) -> None:
-    pids = base / "pids"
-    pids.mkdir()
+    folder = base / "mortal"
+    for name in ("pids", "waiting"):
+        (folder / name).mkdir(parents=True)
     work, spec = planned(base, "killed", actors=2, fetch=8)
-    work = dataclasses.replace(work, worker=Mortal, worker_args={**work.worker_args, "pids": str(pids)})
+    work = dataclasses.replace(work, worker=Mortal, worker_args={**work.worker_args, "folder": str(folder)})
     killed: list[str] = []
 
     def kill(numbers: dict[str, float], done: int) -> None:
-        if not killed:  # after the first shard; the pool has work in flight
-            killed.extend(path.name for path in list(pids.iterdir())[:1])
+        if not killed:
+            wait_for(lambda: bool(names(folder / "waiting")))
+            killed.append(names(folder / "waiting")[0])
             os.kill(int(killed[0]), signal.SIGKILL)
+            (folder / "killed").touch()
 
     result = run_pssl(work, compute=spec, on_progress=kill)
     assert len(killed) == 1
-    assert len(list(pids.iterdir())) >= 3  # somebody took its place
+    assert len(names(folder / "pids")) >= 3  # somebody took its place, and its shard
     assert result.labelled == SHARDS * ROWS - 2
     found = Dataset.open(str(base / "data")).labels("killed")
     assert found.files() == calm.files()
