@@ -191,7 +191,6 @@ class Orderly(WorkerGroupCallback):  # type: ignore[misc]
 
         Ray gives it back only of groups that are not yet known to have started; else the next one finds it taken.
         """
-        self._starting = None
         try:
             yield
         except Exception:

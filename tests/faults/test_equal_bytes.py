@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from pipelines.schema import Receipt
 from pipelines.shards import ComputeSpec
 from pipelines.tables import Dataset, Table
 from tests.faults.labelling import settings, write_dataset, write_weights
+from tests.faults.training import wait_for
 
 SHARDS, ROWS, SAMPLES = 6, 8, 8
 
@@ -37,14 +37,14 @@ class Mortal(PsslWorker):
         super().__init__(**arguments)
         self._folder, self._shards = Path(folder), 0
         (self._folder / "pids" / str(os.getpid())).touch()
-        wait_for(lambda: len(names(self._folder / "pids")) >= 2)
+        wait(lambda: len(names(self._folder / "pids")) >= 2, what="two workers")
 
     def __call__(self, shard: ImageShard) -> Receipt:
         """Label a shard."""
         self._shards += 1
         if self._shards == 2:
             (self._folder / "waiting" / str(os.getpid())).touch()
-            wait_for((self._folder / "killed").exists)
+            wait((self._folder / "killed").exists, what="a killed worker")
         return super().__call__(shard)
 
 
@@ -52,10 +52,8 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-def wait_for(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not happened() and time.monotonic() < deadline:
-        time.sleep(0.05)
+def wait(happened: Callable[[], bool], *, what: str) -> None:
+    wait_for(happened, what=what, alive=lambda: True, seconds=60)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +112,7 @@ def test_labels_are_equal_bytes_with_an_actor_killed(base: Path, calm: Table) ->
 
     def kill(numbers: dict[str, float], done: int) -> None:
         if not killed:
-            wait_for(lambda: bool(names(folder / "waiting")))
+            wait(lambda: bool(names(folder / "waiting")), what="a worker that waits")
             killed.append(names(folder / "waiting")[0])
             os.kill(int(killed[0]), signal.SIGKILL)
             (folder / "killed").touch()
