@@ -28,6 +28,11 @@ class Effort:
         """For work of several seconds, whose single pairs differ little: at most three pairs."""
         return replace(self, pairs=min(self.pairs, 3))
 
+    @property
+    def many(self) -> Effort:
+        """For single pairs that differ by more than what is asked for: three times as many pairs."""
+        return replace(self, pairs=3 * self.pairs)
+
 
 @dataclass(frozen=True)
 class Measured:

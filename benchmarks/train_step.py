@@ -46,7 +46,7 @@ LR, DECAY = 0.01, 5e-4
 def entries(effort: Effort) -> Entries:
     """Runs of ours and of the plain script in turns, in the same two processes."""
     with tempfile.TemporaryDirectory() as folder:
-        start_processes(measure, args=(folder, effort.few.pairs, effort.tiny), nprocs=RANKS, start_method="spawn")
+        start_processes(measure, args=(folder, effort.many.pairs, effort.tiny), nprocs=RANKS, start_method="spawn")
         told = [json.loads(Path(folder, f"rank-{rank}.json").read_text()) for rank in range(RANKS)]
     pairs = [(sum(ours for ours, _ in ranks), sum(plain for _, plain in ranks)) for ranks in zip(*told, strict=True)]
     return {"train_step_ddp": median_pair(pairs, unit="CPU-s", note=f"{RANKS} ranks x {SIZE} images")}

@@ -96,6 +96,7 @@ def _replicated(model: SegModel, plan: TrainPlan, worker: Worker) -> Distributed
         model,
         device_ids=[worker.device] if worker.device.type == "cuda" else None,
         broadcast_buffers=not plan.recipe.sync_batch_norm,
+        gradient_as_bucket_view=True,
     )
     # gloo's sum of two numbers is the same in any order.
     needs_order = plan.deterministic and worker.device.type == "cpu" and worker.world > 2
