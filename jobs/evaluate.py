@@ -30,7 +30,9 @@ def run(job: EvaluateJob, *, dry_run: bool = False) -> dict[str, Any]:
         ValueError: what is wrong with the job, before work starts.
         ShardError: a worker failed.
     """
-    work = plan_evaluation(job.checkpoint, dataset=job.dataset, labels=job.labels, split=job.split)
+    work = plan_evaluation(
+        job.checkpoint, dataset=job.dataset, labels=job.labels, split=job.split, predictor=job.predictor
+    )
     output = storage.normalise(job.output)
     if dry_run:
         check_tracking(job, dry_run=True)
@@ -43,7 +45,6 @@ def run(job: EvaluateJob, *, dry_run: bool = False) -> dict[str, Any]:
             tracked.set_tags({"checkpoint": work.checkpoint.uri, "architecture": work.checkpoint.arch})
             result = run_evaluation(
                 work,
-                predictor=job.predictor,
                 metrics=job.metrics,
                 compute=job.compute,
                 num_pictures=job.num_pictures,

@@ -173,14 +173,10 @@ def evaluate(work: TrainWork, tracked: Run, table: dict[str, Any]) -> dict[str, 
     data = work.job.validate_on
     if data is None:
         return {}
-    planned = plan_evaluation(table["checkpoint"], dataset=data.dataset, labels=data.labels, split=data.split)
-    result = run_evaluation(
-        planned,
-        predictor=data.predictor,
-        compute=work.job.compute,
-        num_pictures=NUM_PICTURES,
-        num_worst=NUM_PICTURES,
+    planned = plan_evaluation(
+        table["checkpoint"], dataset=data.dataset, labels=data.labels, split=data.split, predictor=data.predictor
     )
+    result = run_evaluation(planned, compute=work.job.compute, num_pictures=NUM_PICTURES, num_worst=NUM_PICTURES)
     scores = result_table(result, planned)
     write_evaluation(result, output=work.run)
     log_evaluation(tracked, result, step=table["steps"])

@@ -58,12 +58,12 @@ def plan_autolabel(
     Raises:
         ValueError: no such checkpoint, dataset, split or class, or a coarse label set that does not fit.
     """
-    compute = compute or ComputeSpec()
-    teacher, opened = open_checkpoint(checkpoint), Dataset.open(dataset)
+    compute, predictor = compute or ComputeSpec(), predictor or PredictorSpec()
+    teacher, opened = open_checkpoint(checkpoint, predictor=predictor), Dataset.open(dataset)
     images = opened.images
     plan = make_teacher_plan(
         teacher,
-        predictor=predictor or PredictorSpec(),
+        predictor=predictor,
         device=device_of(compute),
         threads=threads_of(compute),
         images=images.fingerprint(),

@@ -42,6 +42,7 @@ class EvaluationWork:
     images: Table
     truth: Table
     shards: tuple[LabelledShard, ...]
+    predictor: PredictorSpec
 
     @property
     def num_images(self) -> int:
@@ -116,18 +117,22 @@ class EvaluationResult:
         }
 
 
-def plan_evaluation(checkpoint: str, *, dataset: str, labels: str, split: str) -> EvaluationWork:
+def plan_evaluation(
+    checkpoint: str, *, dataset: str, labels: str, split: str, predictor: PredictorSpec | None = None
+) -> EvaluationWork:
     """Check everything that can be checked before work starts.
 
     Raises:
-        ValueError: no such checkpoint, dataset, label set or split, the class lists differ, or labels are missing.
+        ValueError: no such checkpoint, dataset, label set or split, the class lists differ, labels are missing, or the
+            model cannot predict so.
     """
-    opened, data = open_checkpoint(checkpoint), Dataset.open(dataset)
+    predictor = predictor or PredictorSpec()
+    opened, data = open_checkpoint(checkpoint, predictor=predictor), Dataset.open(dataset)
     images, truth = data.images, data.labels(labels)
     space = truth.label_space
     check_same_classes(opened, space, labels=f"label set {labels!r}")
     shards = _pair_shards(data, images=images, truth=truth, labels=labels, split=split)
-    return EvaluationWork(opened, data.root, labels, split, space, images, truth, shards)
+    return EvaluationWork(opened, data.root, labels, split, space, images, truth, shards, predictor)
 
 
 def _pair_shards(data: Dataset, *, images: Table, truth: Table, labels: str, split: str) -> tuple[LabelledShard, ...]:
@@ -171,10 +176,9 @@ def evaluate_checkpoint(
         ValueError: something does not fit, before work starts.
         ShardError: a worker failed.
     """
-    work = plan_evaluation(checkpoint, dataset=dataset, labels=labels, split=split)
+    work = plan_evaluation(checkpoint, dataset=dataset, labels=labels, split=split, predictor=predictor)
     return run_evaluation(
         work,
-        predictor=predictor or PredictorSpec(),
         metrics=metrics,
         compute=compute or ComputeSpec(),
         num_pictures=num_pictures,
@@ -185,7 +189,6 @@ def evaluate_checkpoint(
 def run_evaluation(
     work: EvaluationWork,
     *,
-    predictor: PredictorSpec,
     compute: ComputeSpec,
     num_pictures: int,
     num_worst: int,
@@ -208,7 +211,7 @@ def run_evaluation(
         "checkpoint": work.checkpoint,
         "images_uri": work.images.uri,
         "labels_uri": work.truth.uri,
-        "predictor": predictor,
+        "predictor": work.predictor,
         "metrics": metrics,
         "device": device_of(compute),
         "threads": threads_of(compute),

@@ -128,8 +128,8 @@ def plan_predict(
         ValueError: no such checkpoint, folder or split, no images, or predictions of other images or settings in
             `output`.
     """
-    opened, place = open_checkpoint(checkpoint), storage.normalise(images)
     predictor, compute = predictor or PredictorSpec(), compute or ComputeSpec()
+    opened, place = open_checkpoint(checkpoint, predictor=predictor), storage.normalise(images)
     plan = {
         "kind": "predict",
         "source": place,

@@ -35,21 +35,27 @@ class Checkpoint:
         return {"uri": self.uri, "sha256": self.sha256, "arch": self.arch}
 
 
-def open_checkpoint(uri: str) -> Checkpoint:
+def open_checkpoint(uri: str, *, predictor: PredictorSpec | None = None) -> Checkpoint:
     """Load a checkpoint once to see that it is whole. A training run's folder stands for the `model` in it.
 
+    Args:
+        predictor: how the model is to predict, if it is.
+
     Raises:
-        ValueError: there is no checkpoint, its weights are damaged, or its class list cannot be read.
+        ValueError: there is no checkpoint, its weights are damaged, its class list cannot be read, or its model cannot
+            predict so.
     """
     place = storage.normalise(uri)
     inside = storage.join(place, "model")
     if not storage.exists(storage.join(place, MODEL_FILE)) and storage.exists(storage.join(inside, MODEL_FILE)):
         place = inside
     try:
-        info = _load(place).info
-        space = LabelSpace.model_validate(info["label_space"])
+        loaded = _load(place)
+        info, space = loaded.info, LabelSpace.model_validate(loaded.info["label_space"])
     except ValueError as error:
         raise ValueError(f"checkpoint: {error}") from error
+    if predictor is not None:
+        predictor.check_model(loaded.model)
     return Checkpoint(place, info["sha256"], space, info["spec"]["arch"], info)
 
 

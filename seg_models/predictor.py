@@ -88,6 +88,18 @@ class PredictorSpec(Spec):
         if self.average != "window_logits" and self.window is None and len(self.view_scales) == 1 and not self.flip:
             raise ValueError(f"average = {self.average!r} takes no effect without `window`, `flip` or several scales")
 
+    def check_model(self, model: SegModel) -> None:
+        """Whether this model can predict so.
+
+        Raises:
+            ValueError: `hierarchical` for a model that does not weigh scales.
+        """
+        if self.hierarchical and not isinstance(model, WeighsScales):
+            raise ValueError(
+                f"predictor.hierarchical = true: {type(model).__name__} does not weigh scales; set it to false, "
+                "or put the model inside an hmsa"
+            )
+
     @property
     def view_scales(self) -> tuple[float, ...]:
         """The scales that are averaged; the model itself takes care of those that are weighed."""
@@ -137,11 +149,7 @@ class Predictor:
     ) -> None:
         self.model = model.to(device).eval()
         self.spec = spec or PredictorSpec()
-        if self.spec.hierarchical and not isinstance(model, WeighsScales):
-            raise ValueError(
-                f"predictor.hierarchical = true: {type(model).__name__} does not weigh scales; set it to false, "
-                "or put the model inside an hmsa"
-            )
+        self.spec.check_model(model)
         self.device = torch.device(device)
         self._tile = _tile(model.num_classes, device=self.device, max_elements=max_elements)
         self.mirrored = tuple(range(model.num_classes) if mirrored is None else mirrored)

@@ -121,7 +121,9 @@ class _Trainer:
                 self._log()
             with self.stepper.phases.host("checkpoint"):
                 self._save()
-        return self._figures()
+        figures = self._figures()
+        self.stepper.finish()  # after the checkpoint: this machine may be about to go
+        return figures
 
     def close(self) -> None:
         """Stop the threads and finish the log."""

@@ -15,13 +15,17 @@ from pipelines import storage
 
 
 class StepProfiler:
-    """Records the steps that the plan names, of the first worker, into `<run>/profile`."""
+    """Records the steps that the plan names, of the first worker, into `<run>/profile`.
+
+    A run that is stopped among them writes those it did, and the rest in a trace of its own when it goes on.
+    """
 
     def __init__(self, plan: TrainPlan, worker: Worker) -> None:
         self._steps = plan.profile_steps if worker.rank == 0 else None
         self._folder = storage.join(plan.run, "profile")
         self._on_gpu = worker.device.type == "cuda"
         self._profile: profile | None = None
+        self._recorded: list[int] = []
 
     @contextlib.contextmanager
     def step(self, number: int) -> Iterator[None]:
@@ -33,9 +37,15 @@ class StepProfiler:
             self._profile = self._begin()
         with record_function(f"step {number}"):
             yield
+        self._recorded.append(number)
         if number == self._steps[1]:
-            self._write(self._profile)
-            self._profile = None
+            self.finish()
+
+    def finish(self) -> None:
+        """Write what has been recorded and not written."""
+        if self._profile is not None:
+            recorder, self._profile = self._profile, None
+            self._write(recorder)
 
     def _begin(self) -> profile:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._on_gpu else [])]
@@ -44,11 +54,10 @@ class StepProfiler:
         return recorder
 
     def _write(self, recorder: profile) -> None:
-        assert self._steps is not None
         if self._on_gpu:
             torch.cuda.synchronize()
         recorder.stop()
-        first, last = self._steps
+        first, last = self._recorded[0], self._recorded[-1]
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch, f"steps-{first:08d}-{last:08d}.json")
             recorder.export_chrome_trace(str(path))

@@ -80,6 +80,10 @@ class Stepper:
         self.check_losses(before=step)  # one step late, so that a GPU need not stop for it
         return torch.stack(losses).mean()
 
+    def finish(self) -> None:
+        """Write what a profiler still holds: no step follows."""
+        self._profiler.finish()
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside the weights: plain values and whole tensors, which the next step changes."""
         return {

@@ -45,10 +45,10 @@ def validate_weights(checkpoint: str, data: ValidationSplit, compute: ComputeSpe
     Raises:
         ValueError: the data or the weights cannot be read.
     """
-    work = plan_evaluation(checkpoint, dataset=data.dataset, labels=data.labels, split=data.split)
-    result = run_evaluation(
-        work, predictor=data.predictor, compute=compute, num_pictures=0, num_worst=0, run=run_here
-    ).as_dict()
+    work = plan_evaluation(
+        checkpoint, dataset=data.dataset, labels=data.labels, split=data.split, predictor=data.predictor
+    )
+    result = run_evaluation(work, compute=compute, num_pictures=0, num_worst=0, run=run_here).as_dict()
     return {key: result[key] for key in FIGURES}
 
 

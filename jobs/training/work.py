@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from jobs.specs import LabelledSplit, TrainJob
 from jobs.tracked_run import Run
 from jobs.training.checkpoints import checkpoint_steps
@@ -27,7 +29,7 @@ from pipelines import storage
 from pipelines.centroids import complete_index, known_index
 from pipelines.samples import Part, SampleIndex, build_index
 from pipelines.sampling import epoch_samples
-from seg_models.backbones.timm_backbone import find_weights
+from seg_models.backbones.timm_backbone import find_weights, without_weights
 from seg_models.models import describe_model
 
 
@@ -122,6 +124,13 @@ def _check_validation(job: TrainJob, index: SampleIndex) -> None:
     part = part_of(job.validate_on)
     if not build_index([part]).label_space.same_classes(index.label_space):
         raise ValueError(f"validate_on: the class list of {part} is not that of the training data")
+    if job.validate_on.predictor.hierarchical:
+        with torch.device("meta"):
+            model = without_weights(job.recipe.model).build(index.label_space.num_classes)
+        try:
+            job.validate_on.predictor.check_model(model)
+        except ValueError as error:
+            raise ValueError(f"validate_on.{error}") from error
 
 
 def part_of(data: LabelledSplit) -> Part:

@@ -203,9 +203,7 @@ def test_every_figure_is_the_same_to_the_last_bit_however_the_shards_are_dealt(
     work = plan_evaluation(wrong, dataset=dataset.root, labels="bordered", split="test")
     dealt = replace(work, shards=work.shards[::-1])
     with inline_shards():
-        again = run_evaluation(
-            dealt, predictor=PredictorSpec(), metrics=METRICS, compute=ComputeSpec(), num_pictures=0, num_worst=0
-        )
+        again = run_evaluation(dealt, metrics=METRICS, compute=ComputeSpec(), num_pictures=0, num_worst=0)
     assert again.figures == measured.figures
     assert (again.classes, again.boundary, again.calibration) == (
         measured.classes,
@@ -267,17 +265,18 @@ def test_other_classes_are_refused_with_the_first_differing_names(dataset: Datas
         ({"labels": "humann"}, "no label set 'humann'.*did you mean 'human'"),
         ({"labels": "half"}, "lacks 2 of 3 shards"),
         ({"checkpoint": "nowhere"}, "checkpoint: .*nowhere.*model.json"),
+        ({"predictor": PredictorSpec(hierarchical=True)}, r"^predictor\.hierarchical = true: .* does not weigh scales"),
     ],
 )
-def test_what_is_missing_is_named_before_work_starts(
-    dataset: Dataset, wrong: str, changes: dict[str, str], message: str
+def test_what_does_not_fit_is_named_before_work_starts(
+    dataset: Dataset, wrong: str, changes: dict[str, Any], message: str
 ) -> None:
     half = dataset.create_labels("half", label_space=SPACE, plan={})
     rows = [scene(number, space=SPACE, size=(36, 44)) | {"bad_label": False} for number in range(5)]
     half.commit([write_shard(half.uri, ShardKey("test", 0), label_rows(rows))])
-    asked = {"checkpoint": wrong, "labels": "human", "split": "test", **changes}
+    asked = {"labels": "human", "split": "test", **changes}
     with pytest.raises(ValueError, match=message):
-        plan_evaluation(asked["checkpoint"], dataset=dataset.root, labels=asked["labels"], split=asked["split"])
+        plan_evaluation(asked.pop("checkpoint", wrong), dataset=dataset.root, **asked)
 
 
 def test_a_split_of_void_alone_is_an_error_and_no_nan(tmp_path: Path, wrong: str) -> None:

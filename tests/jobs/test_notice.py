@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -62,6 +63,21 @@ def test_a_notice_stops_the_run_after_its_step_with_a_checkpoint_from_which_it_g
     ours, theirs = (load_checkpoint(f"{tmp_path}/{run}/checkpoints/step-00000006") for run in ("cut", "straight"))
     assert all(torch.equal(value, ours.model[name]) for name, value in theirs.model.items())
     assert [group["from_step"] for group in read_groups(plan.run)] == [0, 4]
+
+
+def test_a_trace_that_a_notice_cuts_is_written_and_the_rest_when_the_run_goes_on(
+    index: SampleIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, notices = plan_of(index, tmp_path, tiny_recipe(), profile_steps=(3, 6)), Notices()
+    with monkeypatch.context() as patch:
+        give_at(3, notices, patch)
+        train(plan, Worker(rank=0, world=1, device=CPU), notices=notices)
+    train_alone(plan)
+    traces = {path.name: path.read_text() for path in (tmp_path / "profile").iterdir()}
+    assert set(traces) == {"steps-00000003-00000004.json", "steps-00000005-00000006.json"}
+    found = [{event.get("name") for event in json.loads(trace)["traceEvents"]} for _, trace in sorted(traces.items())]
+    assert "step 4" in found[0] - found[1]
+    assert "step 5" in found[1] - found[0]
 
 
 def test_a_notice_during_the_last_step_is_too_late_to_matter(

@@ -34,6 +34,7 @@ from pipelines.labels import LabelSpace
 from pipelines.samples import Part, build_index
 from pipelines.schema import ShardKey
 from seg_models.checkpoints import load_model
+from seg_models.predictor import PredictorSpec
 from seg_models.recipes.recipe import LossSpec
 from tests.jobs.tiny_training import TINY_PSPNET, plan_of, tiny_recipe, train_alone
 from tests.tiny_data import SPACE, add_labels, write_dataset
@@ -164,6 +165,12 @@ def test_a_validation_set_of_other_classes_is_refused(dataset: str, tmp_path: Pa
     other = write_dataset(tmp_path / "other", space=LabelSpace(names=("sky", "sea", "sand")))
     with pytest.raises(ValueError, match="validate_on: the class list"):
         train.run(job_of(dataset, tmp_path, validate_on=ValidationSplit(dataset=other.root)), dry_run=True)
+
+
+def test_weighed_scales_of_a_network_that_weighs_none_are_refused(dataset: str, tmp_path: Path) -> None:
+    looks = ValidationSplit(dataset=dataset, predictor=PredictorSpec(hierarchical=True))
+    with pytest.raises(ValueError, match=r"^validate_on\.predictor\.hierarchical = true: .* does not weigh scales"):
+        train.run(job_of(dataset, tmp_path, validate_on=looks), dry_run=True)
 
 
 def test_weights_that_are_not_there_are_named_before_anything_starts(
