@@ -250,8 +250,8 @@ class TrainJob(Job):
         if self.patience is not None and self.patience >= beside:
             raise ValueError(
                 f"patience = {self.patience} takes no effect: with validate_every = {every}, {steps} steps have "
-                f"{beside} validations before the last step, and the run could end after {self.patience + 1} at the "
-                "earliest"
+                f"{beside} validation{'s' if beside > 1 else ''} before the last step, and the run could end after "
+                f"{self.patience + 1} at the earliest"
             )
 
     @model_validator(mode="after")

@@ -189,6 +189,8 @@ def summary(table: dict[str, Any]) -> str:
         f"trained {table['steps']} steps in {table['seconds']:.1f} s ({table['images_per_s']:.1f} images/s, "
         f"{table['workers']} workers), loss {table['loss']:.4f}: {table['checkpoint']}"
     ]
+    if table["reason"]:
+        lines.append(f"  ended early: {table['reason']}")
     if table["transfer"]:
         lines.append(f"  first weights: {table['transfer']}")
     if "miou" in table:

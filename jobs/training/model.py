@@ -52,7 +52,11 @@ def local_weights(spec: ModelSpec) -> ModelSpec:
 def _fill(model: SegModel, checkpoint: str, label_space: LabelSpace) -> str:
     loaded = load_model(storage.local_copy(storage.normalise(checkpoint), names=(MODEL_FILE, WEIGHTS_FILE)))
     same = LabelSpace.model_validate(loaded.label_space).same_classes(label_space)
-    return transfer(model, loaded.model.state_dict(), same_classes=same).text()
+    try:
+        return transfer(model, loaded.model.state_dict(), same_classes=same).text()
+    except ValueError as error:
+        theirs, ours = type(loaded.model).__name__, type(model).__name__
+        raise ValueError(f"init_from: {checkpoint} ({theirs}; recipe.model is {ours}): {error}") from error
 
 
 def resumed_model(plan: TrainPlan, state: Mapping[str, Tensor]) -> SegModel:

@@ -72,7 +72,7 @@ def no_gain(rows: Sequence[Row], *, metric: Metric, patience: int) -> str | None
     if len(since) < patience:
         return None
     found = "never was a number" if best is None else f"was best at step {best['step']} ({best[metric]:.4f})"
-    return f"{metric} {found}, and {len(since)} validations since brought nothing better"
+    return f"{metric} {found}, and {len(since)} validation{'s' if len(since) > 1 else ''} since brought nothing better"
 
 
 def points_of_row(row: Mapping[str, Any]) -> dict[str, Any]:

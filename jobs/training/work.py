@@ -73,7 +73,7 @@ def check_job(job: TrainJob) -> TrainWork:
             run under that name.
     """
     run_uri = storage.join(storage.normalise(job.output), job.name)
-    index = build_index([part_of(data) for data in job.data])
+    index = _index(job.data, key="data")
     class_weights(job.recipe, index.label_space)
     check_sampling(job.recipe, index)
     for summary in index.parts:
@@ -122,7 +122,7 @@ def _check_validation(job: TrainJob, index: SampleIndex) -> None:
     if job.validate_on is None:
         return
     part = part_of(job.validate_on)
-    if not build_index([part]).label_space.same_classes(index.label_space):
+    if not _index([job.validate_on], key="validate_on").label_space.same_classes(index.label_space):
         raise ValueError(f"validate_on: the class list of {part} is not that of the training data")
     if job.validate_on.predictor.hierarchical:
         with torch.device("meta"):
@@ -131,6 +131,14 @@ def _check_validation(job: TrainJob, index: SampleIndex) -> None:
             job.validate_on.predictor.check_model(model)
         except ValueError as error:
             raise ValueError(f"validate_on.{error}") from error
+
+
+def _index(data: Sequence[LabelledSplit], *, key: str) -> SampleIndex:
+    """The samples of a setting; what is wrong with them is told as its fault."""
+    try:
+        return build_index([part_of(each) for each in data])
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def part_of(data: LabelledSplit) -> Part:

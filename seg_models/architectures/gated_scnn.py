@@ -35,6 +35,7 @@ from torch.nn import functional
 
 from seg_models.backbones.timm_backbone import Backbone, BackboneSpec
 from seg_models.outputs import SegModel, SemanticOutput, SemanticTarget
+from seg_models.parts.context import ONE_IMAGE
 from seg_models.parts.dual_task import balanced_edge_loss, image_cross_entropies, semantic_to_boundary_loss
 from seg_models.parts.edges import OUTSIDE, canny, region_borders
 from seg_models.parts.layers import ConvNormAct
@@ -245,7 +246,7 @@ class EdgePyramid(nn.Module):
             ValueError: one image in training: a batch norm over one mean has nothing to average.
         """
         if self.training and features.shape[0] == 1 and type(self.image.norm) is nn.BatchNorm2d:
-            raise ValueError("Gated-SCNN averages images: training needs at least 2 images per worker and micro-batch")
+            raise ValueError(f"Gated-SCNN averages images: {ONE_IMAGE}")
         size = features.shape[-2:]
         mean = features.mean(dim=(2, 3), keepdim=True)
         branches = [self.image(mean).expand(-1, -1, *size)]

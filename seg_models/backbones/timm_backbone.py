@@ -145,7 +145,7 @@ class Backbone(nn.Module):
 def _feature_network(spec: BackboneSpec) -> Any:
     if spec.name not in OWN_NETWORKS and not timm.is_model(spec.name):
         known = [*OWN_NETWORKS, *timm.list_models()]
-        raise ValueError(f"unknown timm model {spec.name!r}{did_you_mean(spec.name, known)}")
+        raise ValueError(f"backbone.name: unknown timm model {spec.name!r}{did_you_mean(spec.name, known)}")
     stride = {} if spec.output_stride == 32 else {"output_stride": spec.output_stride}
     try:
         network = _create(spec, **stride)

@@ -127,8 +127,15 @@ def projected_aspp(
     return nn.Sequential(OrderedDict(aspp=aspp, project=project, dropout=nn.Dropout2d(dropout)))
 
 
+ONE_IMAGE = (
+    "training needs at least 2 images per worker and micro-batch, found 1; use a larger recipe.global_batch, "
+    "or less of workers and accumulate"
+)
+"""What is wrong with a batch of one where a norm has one value per image and channel."""
+
+
 def _refuse_one_image(module: nn.Module, features: Tensor) -> None:
     """Batch norm over one cell of one image is an error, unless it averages over workers."""
     is_local = any(type(part) is nn.BatchNorm2d for part in module.modules())
     if module.training and features.shape[0] == 1 and is_local:
-        raise ValueError("pooling to one cell: training needs at least 2 images per worker and micro-batch")
+        raise ValueError(f"pooling to one cell: {ONE_IMAGE}")

@@ -139,8 +139,8 @@ def test_a_dry_run_says_what_would_happen_and_leaves_nothing_behind(
     ("changes", "message"),
     [
         ({"data": (TrainData(dataset="no/such/place"),)}, "no such folder"),
-        ({"data": "split"}, "did you mean 'train'"),
-        ({"validate_on": "split"}, "did you mean 'train'"),
+        ({"data": "split"}, "^data: .*did you mean 'train'"),
+        ({"validate_on": "split"}, "^validate_on: .*did you mean 'train'"),
         ({"accumulate": 3}, "accumulate = 3 does not divide"),
         ({"init_from": "no/such/model"}, "init_from: no/such/model holds no model"),
         ({"device": "cuda"}, "device = 'cuda' with workers = 1: there is no GPU"),
@@ -224,7 +224,7 @@ def test_mlflow_gets_the_whole_curve_and_the_result_before_the_run_counts_as_don
         points.close()
         if fails:
             raise ValueError("the loss is nan")
-        return {"steps": 6, "seconds": 1.0, "images_per_s": 24.0, "workers": 1, "transfer": None}
+        return {"steps": 6, "seconds": 1.0, "images_per_s": 24.0, "workers": 1, "transfer": None, "reason": ""}
 
     def write(uri: str, text: str) -> None:
         told.append(uri)

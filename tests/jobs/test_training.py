@@ -255,6 +255,17 @@ def test_other_classes_leave_the_classifier_behind(index: SampleIndex, tmp_path:
     assert "dropped 2" in figures["transfer"]
 
 
+def test_a_checkpoint_of_another_network_is_refused_with_both_names(index: SampleIndex, tmp_path: Path) -> None:
+    publish(tmp_path / "teacher", SPACE)
+    told = (
+        rf"^init_from: {tmp_path}/teacher \(Tiny; recipe\.model is PSPNet\): .* do not fit the model: missing backbone"
+    )
+    with pytest.raises(ValueError, match=told):
+        train_alone(
+            plan_of(index, tmp_path / "run", tiny_recipe(model=TINY_PSPNET), init_from=str(tmp_path / "teacher"))
+        )
+
+
 def test_a_loss_that_is_no_number_stops_the_run_with_step_and_samples(index: SampleIndex, tmp_path: Path) -> None:
     recipe = tiny_recipe(optimizer=OptimizerSpec(lr=1e30), steps=50)
     with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d+ \(samples scene-00\d\d, .*optimizer.lr"):

@@ -97,6 +97,14 @@ def test_the_reason_for_an_early_end_names_the_best_step() -> None:
     )
 
 
+def test_what_is_printed_at_an_early_end_says_why() -> None:
+    reason = no_gain([row(10, 0.25), row(20, 0.2)], metric="miou", patience=1)
+    table = {"steps": 24, "seconds": 1.0, "images_per_s": 9.0, "workers": 1, "loss": 0.5, "checkpoint": "run/model"}
+    lines = train.summary(table | {"transfer": None, "reason": reason}).splitlines()
+    assert lines[1] == "  ended early: miou was best at step 10 (0.2500), and 1 validation since brought nothing better"
+    assert len(train.summary(table | {"transfer": None, "reason": ""}).splitlines()) == 1
+
+
 def test_validations_of_a_checkpoint_and_of_the_file_are_one_table(tmp_path: Path) -> None:
     write_rows(str(tmp_path), [row(20, 0.2)], metric="miou")
     news = ValidationNews(str(tmp_path), metric="miou", patience=2, saved=[row(10, 0.5), row(20, 0.9)])
