@@ -21,6 +21,7 @@ from pipelines.tables import differing_keys
 from seg_models import __version__
 from seg_models.backbones.timm_backbone import without_weights
 from seg_models.checkpoints import MODEL_FILE, WEIGHTS_FILE, save_model
+from seg_models.models import build_shapes
 from seg_models.outputs import SegModel
 from seg_models.spec import preset
 from seg_models.weights.files import file_sha256, load_tensors, resolve_weights, weights_place
@@ -74,8 +75,7 @@ def planned(job: ImportJob, output: str) -> dict[str, Any]:
     elif job.checkpoint.startswith("https://") and not weights_place(job.checkpoint, sha256=job.sha256).is_file():
         account = "made when the file has been fetched"
     else:
-        with torch.device("meta"):
-            model = without_weights(job.model).build(job.classes.num_classes)
+        model = build_shapes(job.model, job.classes.num_classes)
         account = compare_tensors(model, load_tensors(checkpoint_file(job)), find_layout(job.layout)).text()
     return {
         "layout": job.layout,

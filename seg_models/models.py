@@ -73,6 +73,16 @@ def list_models(pattern: str | None = None) -> list[str]:
     return [name for name in presets() if pattern is None or fnmatch.fnmatchcase(name, pattern)]
 
 
+def build_shapes(spec: ModelSpec, num_classes: int) -> SegModel:
+    """A model whose weights have shapes and no values, on torch's meta device; it takes no memory.
+
+    Args:
+        num_classes: number of classes, void not counted.
+    """
+    with torch.device("meta"):
+        return without_weights(spec).build(num_classes)
+
+
 def describe_model(
     name_or_spec: ModelSpec | str | Mapping[str, Any], *, num_classes: int, size: tuple[int, int] | None = None
 ) -> ModelInfo:
@@ -87,8 +97,7 @@ def describe_model(
         ValueError: unknown name or setting.
     """
     spec = without_weights(resolve_model_spec(name_or_spec))
-    with torch.device("meta"):
-        model = spec.build(num_classes).eval()
+    model = build_shapes(spec, num_classes).eval()
     height, width = size or DEFAULT_SIZE
     aux = sum(value.numel() for name, value in model.named_parameters() if ".aux" in f".{name}")
     total = sum(value.numel() for value in model.parameters())

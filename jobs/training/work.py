@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
 from jobs.specs import LabelledSplit, TrainJob
 from jobs.tracked_run import Run
 from jobs.training.checkpoints import checkpoint_steps
@@ -29,8 +27,8 @@ from pipelines import storage
 from pipelines.centroids import complete_index, known_index
 from pipelines.samples import Part, SampleIndex, build_index
 from pipelines.sampling import epoch_samples
-from seg_models.backbones.timm_backbone import find_weights, without_weights
-from seg_models.models import describe_model
+from seg_models.backbones.timm_backbone import find_weights
+from seg_models.models import build_shapes, describe_model
 
 
 @dataclass(frozen=True)
@@ -125,8 +123,7 @@ def _check_validation(job: TrainJob, index: SampleIndex) -> None:
     if not _index([job.validate_on], key="validate_on").label_space.same_classes(index.label_space):
         raise ValueError(f"validate_on: the class list of {part} is not that of the training data")
     if job.validate_on.predictor.hierarchical:
-        with torch.device("meta"):
-            model = without_weights(job.recipe.model).build(index.label_space.num_classes)
+        model = build_shapes(job.recipe.model, index.label_space.num_classes)
         try:
             job.validate_on.predictor.check_model(model)
         except ValueError as error:
