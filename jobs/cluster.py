@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import secrets
@@ -68,11 +69,14 @@ def sigterm_as_interrupt() -> Iterator[None]:
     """Let SIGTERM end the job like Ctrl-C; Ray's own handler prints addresses of its code, and may end with an abort.
 
     Batch systems, `timeout` and `ray job stop` send it. Call it when Ray has put its handler in place. Once is enough:
-    workers save when Ray ends.
+    workers save when Ray ends, and a second one is ignored until then.
     """
+    over = threading.Event()
+    deaf = threading.Thread(target=_ignore_sigterm, args=(over,), daemon=True)
 
     def interrupt(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        deaf.start()
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
@@ -82,7 +86,18 @@ def sigterm_as_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
+        over.set()
+        if deaf.ident is not None:
+            deaf.join()
         signal.signal(signal.SIGTERM, before)
+
+
+def _ignore_sigterm(over: threading.Event) -> None:
+    """Ray, as it shuts down, makes SIGTERM deadly again, a second and more before its processes have ended."""
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    while not over.wait(0.01):
+        libc.signal(signal.SIGTERM, int(signal.SIG_IGN))  # Python lets only the main thread say this
 
 
 def use_token(*, from_home: bool) -> None:
