@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.imports import without_collection
 from seg_models import __version__
 from seg_models.names import did_you_mean
 
@@ -57,7 +60,11 @@ OWN_PAGE = ("report", "demo", "real")  # verbs that write their page themselves
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `segray` command; exits with 0, 1 (the job failed), 2 (the request was wrong) or 130."""
-    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+    code = run(list(sys.argv[1:] if arguments is None else arguments))
+    if code == INTERRUPTED:  # whoever loses patience
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    gc.freeze()  # else Python collects all modules once more as it ends, which takes two seconds
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -98,7 +105,9 @@ def _dispatch(arguments: list[str]) -> int:
 
         return estimate_command(rest)
     job, options = parse_verb(name, rest)
-    outcome = importlib.import_module(VERBS[name].module).run(job, dry_run=options["dry_run"])
+    with without_collection():
+        verb = importlib.import_module(VERBS[name].module)
+    outcome = verb.run(job, dry_run=options["dry_run"])
     if not options["dry_run"] and getattr(job, "report", False) and name not in OWN_PAGE:
         from jobs.report import report_of
 
@@ -114,14 +123,16 @@ def parse_verb(name: str, arguments: Sequence[str]) -> tuple[Any, dict[str, Any]
     """
     if name not in VERBS:
         _check_verb(name, [*VERBS, SUBMIT])
-    from jobs.load import load_job, parse_flags  # brings torch along, which `segray --help` need not wait for
+    with without_collection():  # torch comes along, which `segray --help` need not wait for
+        from jobs.load import load_job, parse_flags
 
+        settings = job_class(name)
     rest = [argument for argument in arguments if argument != "--dry-run"]
     options = {"dry_run": len(rest) < len(arguments)}
     path = rest.pop(0) if rest and not rest[0].startswith("-") else None
     if name in WITH_JSON:
         rest = ["--json-output" if argument == "--json" else argument for argument in rest]
-    return load_job(job_class(name), path=path, flags=parse_flags(rest)), options
+    return load_job(settings, path=path, flags=parse_flags(rest)), options
 
 
 def job_class(name: str) -> Any:

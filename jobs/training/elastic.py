@@ -21,6 +21,7 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import RestartingState, SchedulingState
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision, ResizeDecision
 
+from jobs.imports import load_for_good
 from jobs.training.notice import Stop, listen_for_sigterm, stop_this_process
 
 log = logging.getLogger(__name__)
@@ -225,6 +226,22 @@ class Orderly(WorkerGroupCallback):  # type: ignore[misc]
                 time.sleep(LOOK_EVERY_S)
         except RayError as error:  # one has died meanwhile: the newest checkpoint it is
             log.warning("the group could not be stopped in order: %s", error)
+
+
+class LoadsFirst(WorkerGroupCallback):  # type: ignore[misc]
+    """Has every worker import all that the training needs before Ray unpacks the first thing that needs some of it.
+
+    Args:
+        module: what runs in the workers.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def before_init_train_context(self, workers: Sequence[Any]) -> dict[str, list[Any]]:
+        """Import it; the workers know their GPUs by then."""
+        ray.get([worker.execute_async(load_for_good, self._module) for worker in workers])
+        return {}
 
 
 def _any_trains(workers: Sequence[Any]) -> bool:

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
@@ -21,7 +22,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
-from jobs.training.elastic import Orderly, UsableSizes
+from jobs.training.elastic import LoadsFirst, Orderly, UsableSizes
 from jobs.training.notice import Stop
 from jobs.training.plan import TrainPlan
 from jobs.training.resources import Allocation
@@ -64,12 +65,13 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
         callbacks = super()._create_default_callbacks()
         kept = [callback for callback in callbacks if not isinstance(callback, _NEEDLESS)]
         # First: Ray's own takes the process group away from workers that are to stop.
-        return [Orderly(self.stop_within_s), *kept]
+        return [Orderly(self.stop_within_s), *kept, LoadsFirst(run_worker.__module__)]
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Leave Ctrl-C to Python: Ray Train's answer ends the workers before they have saved."""
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        get_or_create_autoscaling_coordinator()  # starts beside the controller, which would wait for it
         if self.sizes:
             settings["scaling_policy"] = UsableSizes(
                 self.scaling_config, sizes=self.sizes, data_workers=self.data_workers
