@@ -19,7 +19,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml seg_models/version.py
 demo: setup
 	$(BIN)/segray demo --output out/demo
 
-# Two processes: the tests that start Ray share one local cluster in the first, the rest run in the second.
+# Two processes: the tests that start Ray run in the first, which share one local cluster, the rest in the second.
 # Every test belongs to `test`, `faults` or `slow`; those that kill processes but are quick belong to the first two.
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m "not slow"
@@ -33,8 +33,11 @@ check: setup
 bench: setup
 	$(BIN)/python -m benchmarks.run --output out/bench.json
 
+# Those that measure a time to recover come last in the first process, when the second has done the rest.
+FAULT_FILES = $(shell grep -rl --include='test_*.py' 'mark\.faults' tests/pipelines tests/jobs tests/cluster)
+
 faults: setup
-	$(BIN)/python -m pytest -q -s -m faults --durations 12
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m faults --durations 12 $(FAULT_FILES) tests/faults
 
 slow: setup
 	$(BIN)/python -m pytest -q -m "slow and not faults"

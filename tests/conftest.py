@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,7 @@ def pytest_report_header(config: pytest.Config) -> str:
     return "real data: absent (set SEGRAY_DATA), tests marked `real` are not part of this run"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests that share the local Ray in one process, and leave out `real` tests where there is no data."""
     for item in items:
@@ -35,6 +37,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         real = [item for item in items if item.get_closest_marker("real")]
         config.hook.pytest_deselected(items=real)
         items[:] = [item for item in items if item not in real]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what tests have measured, whichever process they ran in."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    told = [(report.nodeid, text) for report in reports for name, text in report.user_properties if name == "told"]
+    if told:
+        terminalreporter.section("measured")
+    for test, text in dict.fromkeys(told):
+        terminalreporter.write_line(f"{test}\n{text}\n")
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Print a text at the end of all tests."""
+    return lambda text: record_property("told", text)
 
 
 @pytest.fixture(autouse=True)

@@ -64,6 +64,7 @@ cluster.shutdown()
 @pytest.mark.faults
 @pytest.mark.slow
 @pytest.mark.timeout(240)
+@pytest.mark.xdist_group("ray")
 def test_data_workers_of_other_nodes_make_the_same_batches_also_when_a_node_is_lost(tmp_path: Path) -> None:
     # Not below tmp_path: Ray puts sockets there, whose paths may have 107 characters at most.
     with tempfile.TemporaryDirectory(prefix="sr-", dir="/tmp", ignore_cleanup_errors=True) as short:

@@ -178,7 +178,7 @@ def job_at(server: MlflowServer, **changes: Any) -> Job:
 
 @pytest.mark.usefixtures("few_objects")
 def test_a_server_stopped_for_a_minute_gets_every_point_once_and_costs_the_training_less_than_a_hundredth(
-    server: MlflowServer, index: SampleIndex, tmp_path: Path
+    server: MlflowServer, index: SampleIndex, tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
     server.start()
     folder, shares = tmp_path / "run", {}
@@ -198,11 +198,12 @@ def test_a_server_stopped_for_a_minute_gets_every_point_once_and_costs_the_train
         train_beside(index, folder, tracked, stop_for_a_minute)
         tracked.log_curve(read_points(str(folder)))
     num_points = check_every_point_is_there_once(tracked, folder)
-    print(f"\n{num_points} points")
+    lines = [f"{num_points} points"]
     for state, (before, after) in shares.items():
         steps, share = after.steps - before.steps, after.share_since(before)
         each_ms = 1000 * (after.process_s - before.process_s) / steps
-        print(f"{state}: {steps} steps of {each_ms:.2f} ms of the processor, x {1 + share:.4f} for sending")
+        lines.append(f"{state}: {steps} steps of {each_ms:.2f} ms of the processor, x {1 + share:.4f} for sending")
+    tell("\n".join(lines))
     before, after = shares["server stopped"]
     assert after.share_since(before) <= 0.01
 

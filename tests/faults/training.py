@@ -23,6 +23,8 @@ from tests.jobs.ranks import run_ranks
 from tests.jobs.tiny_training import CPU, TinySpec, plan_of, tiny_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
+STEPS = 60
+"""Of a run that is interfered with several times."""
 EVERY = 5
 """Steps between checkpoints."""
 SLACK = 2
@@ -165,11 +167,12 @@ class Recoveries:
         """Steps that were done a second time after each fault."""
         return [max(0, step - resumed) for _, step, resumed, _ in self.rows]
 
-    def show(self) -> None:
-        """Print the table."""
-        print("\nfault                          at step  from step  redone  recovered in")
+    def table(self) -> str:
+        """What became of the run, a line for each fault."""
+        lines = ["fault                          at step  from step  redone  recovered in"]
         for (fault, step, resumed, seconds), redone in zip(self.rows, self.redone(), strict=True):
-            print(f"{fault:<30} {step:>7} {resumed:>10} {redone:>7} {seconds:>10.1f} s")
+            lines.append(f"{fault:<30} {step:>7} {resumed:>10} {redone:>7} {seconds:>10.1f} s")
+        return "\n".join(lines)
 
 
 def pid_of(run: Path, rank: int) -> int:

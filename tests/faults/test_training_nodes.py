@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tests.faults.nodes import Nodes, ray_nodes
 from tests.faults.training import (
     EVERY,
     SLACK,
+    STEPS,
     Driver,
     Recoveries,
     job_of,
@@ -27,30 +28,20 @@ from tests.faults.training import (
     wait_for,
     weights_of,
 )
-from tests.tiny_data import write_dataset
 
-STEPS = 60
-pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    root = tmp_path_factory.mktemp("data")
-    write_dataset(root, shard_sizes=(7, 6))
-    return str(root)
+pytestmark = [
+    pytest.mark.faults,
+    pytest.mark.slow,
+    pytest.mark.cluster,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("ray"),
+]
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     with ray_nodes() as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def calm(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The weights of the undisturbed run of two."""
-    folder = tmp_path_factory.mktemp("calm")
-    return undisturbed(dataset, folder, recipe_of(steps=STEPS, brake=brake_of(folder)), world=2)
 
 
 def brake_of(folder: Path) -> Path:
@@ -91,7 +82,7 @@ class Training:
 
 
 def test_notices_are_saved_in_and_no_step_is_done_twice(
-    dataset: str, tmp_path: Path, nodes: Nodes, calm: bytes
+    dataset: str, tmp_path: Path, nodes: Nodes, calm: bytes, tell: Callable[[str], None]
 ) -> None:
     recipe = recipe_of(steps=STEPS, brake=brake_of(tmp_path))
     nodes.fill(3)
@@ -104,7 +95,7 @@ def test_notices_are_saved_in_and_no_step_is_done_twice(
     node = training.node_of(rank)
     recoveries.after(f"drain of rank {rank}'s node", lambda: nodes.drain(node, seconds=30), alive=alive)
     printed = training.finish()
-    recoveries.show()
+    tell(recoveries.table())
     assert recoveries.redone() == [0, 0]
     assert "(SIGTERM), saved; going on elsewhere" in printed
     assert "is taken away), saved; going on elsewhere" in printed
@@ -112,7 +103,7 @@ def test_notices_are_saved_in_and_no_step_is_done_twice(
 
 
 def test_a_killed_node_and_a_killed_driver_leave_the_bytes_of_an_undisturbed_run(
-    dataset: str, tmp_path: Path, nodes: Nodes, calm: bytes
+    dataset: str, tmp_path: Path, nodes: Nodes, calm: bytes, tell: Callable[[str], None]
 ) -> None:
     recipe = recipe_of(steps=STEPS, brake=brake_of(tmp_path))
     nodes.fill(3)
@@ -125,13 +116,13 @@ def test_a_killed_node_and_a_killed_driver_leave_the_bytes_of_an_undisturbed_run
     training.at(23)
     recoveries.after("driver killed", training.kill_driver, alive=alive)
     training.finish()
-    recoveries.show()
+    tell(recoveries.table())
     assert max(recoveries.redone()) <= EVERY + SLACK
     assert weights_of(training.run) == calm
 
 
 def test_three_ranks_whose_gradients_are_added_in_order_lose_one_and_end_with_equal_bytes(
-    dataset: str, tmp_path: Path, nodes: Nodes
+    dataset: str, tmp_path: Path, nodes: Nodes, tell: Callable[[str], None]
 ) -> None:
     recipe = recipe_of(steps=25, brake=brake_of(tmp_path))
     nodes.fill(3)
@@ -140,36 +131,52 @@ def test_three_ranks_whose_gradients_are_added_in_order_lose_one_and_end_with_eq
     training.at(8)
     recoveries.after("rank 1 of 3 killed", lambda: os.kill(pid_of(run, 1), signal.SIGKILL), alive=alive)
     training.finish()
-    recoveries.show()
+    tell(recoveries.table())
     assert max(recoveries.redone()) <= EVERY + SLACK
     assert weights_of(run) == undisturbed(dataset, tmp_path / "calm", recipe, world=3)
 
 
 def test_an_elastic_group_goes_on_smaller_when_a_node_is_lost_and_grows_without_doing_a_step_twice(
-    dataset: str, tmp_path: Path, nodes: Nodes
+    dataset: str, tmp_path: Path, nodes: Nodes, tell: Callable[[str], None]
 ) -> None:
-    recipe = recipe_of(steps=300, brake=brake_of(tmp_path))
-    nodes.fill(0)
-    nodes.fill(2, cpus=2)  # workers take two each, so that the head has no room for one
-    workers = {"min": 1, "max": 2, "look_every_s": 2}
-    training = Training(recipe, tmp_path, dataset, nodes, workers=workers)
+    training = elastic_training(dataset, tmp_path, nodes)
     recoveries, alive = training.recoveries, lambda: training.driver.is_alive()
-    # Where Ray has not seen both nodes yet, one begins alone.
-    wait_for(lambda: sizes(training.run)[-1:] == [2], what="a group of two", alive=alive)
-    training.at(last_step(training.run) + 8)
     rank = 0 if training.node_of(0) else 1
     node = training.node_of(rank)
     recoveries.after(f"node of rank {rank} lost", lambda: nodes.kill(node), alive=alive)
     training.at(last_step(training.run) + 5)
     recoveries.after("node added", lambda: nodes.fill(2, cpus=2), alive=alive)
     training.at(last_step(training.run) + 5)
-    recoveries.after("driver killed", training.kill_driver, alive=alive)
     training.finish()
-    recoveries.show()
-    assert sizes(training.run)[-4:] == [2, 1, 2, 2]
-    assert recoveries.rows[-1][3] < 90, "Ray reserves for a killed driver for three minutes"
+    tell(recoveries.table())
+    assert sizes(training.run)[-3:] == [2, 1, 2]
     assert max(recoveries.redone()) <= EVERY + SLACK
     assert recoveries.redone()[1] == 0, "a healthy group saves before it is taken apart"
+
+
+def test_an_elastic_group_whose_driver_is_killed_goes_on_in_full_size(
+    dataset: str, tmp_path: Path, nodes: Nodes, tell: Callable[[str], None]
+) -> None:
+    training = elastic_training(dataset, tmp_path, nodes)
+    recoveries, alive = training.recoveries, lambda: training.driver.is_alive()
+    recoveries.after("driver killed", training.kill_driver, alive=alive)
+    training.finish()
+    tell(recoveries.table())
+    assert sizes(training.run)[-2:] == [2, 2]
+    assert recoveries.rows[-1][3] < 90, "Ray reserves for a killed driver for three minutes"
+    assert max(recoveries.redone()) <= EVERY + SLACK
+
+
+def elastic_training(dataset: str, folder: Path, nodes: Nodes) -> Training:
+    """A run of one or two workers, when two have done eight steps."""
+    recipe = recipe_of(steps=300, brake=brake_of(folder))
+    nodes.fill(0)
+    nodes.fill(2, cpus=2)  # workers take two each, so that the head has no room for one
+    training = Training(recipe, folder, dataset, nodes, workers={"min": 1, "max": 2, "look_every_s": 2})
+    # Where Ray has not seen both nodes yet, one begins alone.
+    wait_for(lambda: sizes(training.run)[-1:] == [2], what="a group of two", alive=training.driver.is_alive)
+    training.at(last_step(training.run) + 8)
+    return training
 
 
 def sizes(run: Path) -> list[int]:

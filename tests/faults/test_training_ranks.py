@@ -17,23 +17,15 @@ from jobs.specs import TrainJob
 from tests.faults.training import (
     EVERY,
     SLACK,
+    STEPS,
     Recoveries,
     job_of,
     last_step,
     pid_of,
     recipe_of,
-    undisturbed,
     wait_for,
     weights_of,
 )
-from tests.tiny_data import write_dataset
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
-    root = tmp_path_factory.mktemp("data")
-    write_dataset(root, shard_sizes=(7, 6))
-    return str(root)
 
 
 def train_beside(job: dict[str, Any], interfere: Callable[[Callable[[], bool]], None]) -> dict[str, Any]:
@@ -62,24 +54,24 @@ def train_beside(job: dict[str, Any], interfere: Callable[[Callable[[], bool]], 
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("ray_local")
 def test_a_rank_killed_at_a_random_step_five_times_leaves_the_bytes_of_an_undisturbed_run(
-    dataset: str, tmp_path: Path
+    dataset: str, tmp_path: Path, calm: bytes, tell: Callable[[str], None]
 ) -> None:
-    recipe, draw = recipe_of(steps=60, brake=tmp_path / "brake"), random.Random(5)
+    recipe, draw = recipe_of(steps=STEPS, brake=tmp_path / "brake"), random.Random(5)
     run = tmp_path / "runs" / "tiny"
     recoveries = Recoveries(run)
 
     def kill_five_times(alive: Callable[[], bool]) -> None:
         for kill in range(5):
-            step, rank = 10 * kill + draw.randint(3, 12), draw.randint(0, 1)
+            step, rank = 7 * kill + draw.randint(3, 9), draw.randint(0, 1)
             wait_for(lambda step=step: last_step(run) >= step, what=f"step {step}", alive=alive)  # type: ignore[misc]
             recoveries.after(f"rank {rank} killed", lambda rank=rank: kill_rank(run, rank), alive=alive)  # type: ignore[misc]
         (tmp_path / "brake").unlink()
 
     result = train_beside(job_of(dataset, tmp_path / "runs", recipe), kill_five_times)
-    recoveries.show()
+    tell(recoveries.table())
     assert len(result["groups"]) == 6
     assert max(recoveries.redone()) <= EVERY + SLACK
-    assert weights_of(run) == undisturbed(dataset, tmp_path / "calm", recipe, world=2)
+    assert weights_of(run) == calm
 
 
 def kill_rank(run: Path, rank: int) -> None:
