@@ -5,24 +5,21 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.training.checkpoints import checkpoint_steps
 from jobs.training.holder import require_free
 from tests.faults.training import EVERY, Driver, job_of, last_step, recipe_of, start_driver, wait_for
-from tests.tiny_data import write_dataset
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.xdist_group("ray")]
 
 
-@pytest.mark.faults
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-@pytest.mark.xdist_group("ray")
-def test_a_second_driver_is_refused_and_one_that_is_told_to_end_saves_and_leaves_the_run_free(tmp_path: Path) -> None:
-    dataset = write_dataset(tmp_path / "data", shard_sizes=(6, 6))
-    recipe = recipe_of(steps=1000, brake=tmp_path / "brake")
-    job = job_of(dataset.root, tmp_path / "runs", recipe, workers=1)
-    run = tmp_path / "runs" / "tiny"
+def test_a_second_driver_is_refused_and_one_that_gets_sigterms_saves_and_leaves_the_run_free(
+    dataset: str, tmp_path: Path
+) -> None:
+    job, run = job_under(tmp_path, dataset), tmp_path / "runs" / "tiny"
     first = start_driver(job, tmp_path / "first.json", environment={})
     wait_for(lambda: (run / "drivers").exists(), what="the first driver", alive=first.is_alive)
     second = start_driver(job, tmp_path / "second.json", environment={})
@@ -37,11 +34,18 @@ def test_a_second_driver_is_refused_and_one_that_is_told_to_end_saves_and_leaves
         time.sleep(0.1)
     ends_in_order(first, run)
 
-    reached = last_step(run)
-    third = start_driver(job, tmp_path / "third.json", environment={})
-    wait_for(lambda: last_step(run) > reached, what="the next step", alive=third.is_alive)
-    third.process.send_signal(signal.SIGINT)
-    ends_in_order(third, run)
+
+def test_one_that_is_interrupted_at_the_keyboard_saves_and_leaves_the_run_free(dataset: str, tmp_path: Path) -> None:
+    job, run = job_under(tmp_path, dataset), tmp_path / "runs" / "tiny"
+    driver = start_driver(job, tmp_path / "job.json", environment={})
+    wait_for(lambda: last_step(run) > EVERY, what="a checkpoint", alive=driver.is_alive)
+    driver.process.send_signal(signal.SIGINT)
+    ends_in_order(driver, run)
+
+
+def job_under(folder: Path, dataset: str) -> dict[str, Any]:
+    recipe = recipe_of(steps=1000, brake=folder / "brake")
+    return job_of(dataset, folder / "runs", recipe, workers=1)
 
 
 def ends_in_order(driver: Driver, run: Path) -> None:
