@@ -34,7 +34,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.run --output out/bench.json
 
 # Those that measure a time to recover come last in the first process, when the second has done the rest.
-FAULT_FILES = $(shell grep -rl --include='test_*.py' 'mark\.faults' tests/pipelines tests/jobs tests/cluster)
+FAULT_FILES = $(shell grep -rl --include='test_*.py' --exclude-dir=faults 'mark\.faults' tests)
 
 faults: setup
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -q -m faults --durations 12 $(FAULT_FILES) tests/faults

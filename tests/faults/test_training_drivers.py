@@ -35,12 +35,14 @@ def test_a_second_driver_is_refused_and_one_that_gets_sigterms_saves_and_leaves_
     ends_in_order(first, run)
 
 
-def test_one_that_is_interrupted_at_the_keyboard_saves_and_leaves_the_run_free(dataset: str, tmp_path: Path) -> None:
+def test_one_that_is_told_to_end_saves_another_goes_on_and_saves_at_ctrl_c(dataset: str, tmp_path: Path) -> None:
     job, run = job_under(tmp_path, dataset), tmp_path / "runs" / "tiny"
-    driver = start_driver(job, tmp_path / "job.json", environment={})
-    wait_for(lambda: last_step(run) > EVERY, what="a checkpoint", alive=driver.is_alive)
-    driver.process.send_signal(signal.SIGINT)
-    ends_in_order(driver, run)
+    for name, number in (("first", signal.SIGTERM), ("next", signal.SIGINT)):
+        reached = last_step(run)
+        driver = start_driver(job, tmp_path / f"{name}.json", environment={})
+        wait_for(lambda done=reached: last_step(run) > done, what="the next step", alive=driver.is_alive)  # type: ignore[misc]
+        driver.process.send_signal(number)
+        ends_in_order(driver, run)
 
 
 def job_under(folder: Path, dataset: str) -> dict[str, Any]:
