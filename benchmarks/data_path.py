@@ -6,8 +6,9 @@ Both decode the same photographs and label maps, augment them by the same functi
 out batches of 16 as uint8, made by two workers beside the process that takes them. Ours reads shards of a dataset:
 `data_path_dataloader` by Ray Data's workers, `data_path_dataloader_threads` in threads of the taking process. The peer
 is a `Dataset` over JPEG and PNG files in `DataLoader(num_workers=2)`. Counted is the steady state in the midst of a
-run: the CPU time of the taking process for each image it took, and that of the workers for each image they began, for
-they are ahead of it by now more, now less. What Ray's own services burn meanwhile is printed apart.
+run, when the taking process has seen every page of the object store that chunks come in: the CPU time of the taking
+process for each image it took, and that of the workers for each image they began, for they are ahead of it by now
+more, now less. What Ray's own services burn meanwhile is printed apart. Single pairs differ by a tenth.
 """
 
 from __future__ import annotations
@@ -93,23 +94,27 @@ def entries(effort: Effort) -> Entries:
     """Runs of ours, both ways, and of the DataLoader in turns."""
     if not (PROC / "self/stat").exists():
         return dict.fromkeys(NAMES, Skipped(f"needs {PROC}/self/stat"))
-    lengths = Lengths(1, 20, ahead=40) if effort.tiny else Lengths(16, 48)
+    lengths = Lengths(1, 20, ahead=40) if effort.tiny else Lengths(40, 48)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pairs = photographs(32 if effort.tiny else 256)
         root, files = write_dataset(pairs, folder / "set"), write_files(pairs, folder / "files")
-        rates = measure(root, files, lengths, pairs=min(effort.pairs, 2))
+        rates = measure(root, files, lengths, warm_ups=0 if effort.tiny else 1, pairs=effort.more.pairs)
     peer = [rate for rate, _ in rates["loader"]]
     found = {}
     for name, way in zip(NAMES, ("ray", "threads"), strict=True):
         both = list(zip([rate for rate, _ in rates[way]], peer, strict=True))
-        services = max(cores for _, cores in rates[way])
-        note = f"beside it, Ray's services {services:.3f} cores" if way == "ray" else ""
+        ratios = [first / second for first, second in both]
+        note = f"pairs {min(ratios):.2f} to {max(ratios):.2f}"
+        if way == "ray":
+            note += f"; beside it, Ray's services {max(cores for _, cores in rates[way]):.3f} cores"
         found[name] = median_pair(both, unit="images/CPU-s", more_is_better=True, note=note)
     return found
 
 
-def measure(root: str, files: Sequence[Path], lengths: Lengths, *, pairs: int) -> dict[str, list[tuple[float, float]]]:
+def measure(
+    root: str, files: Sequence[Path], lengths: Lengths, *, warm_ups: int, pairs: int
+) -> dict[str, list[tuple[float, float]]]:
     """Images per CPU-second, and the cores that Ray's services kept busy, of every run by its way."""
     ways: dict[str, Callable[[Path], AbstractContextManager[Iterator[Any]]]] = {
         "ray": partial(ours, root, lengths, data_workers=NUM_WORKERS),
@@ -118,12 +123,12 @@ def measure(root: str, files: Sequence[Path], lengths: Lengths, *, pairs: int) -
     }
     rates: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     with mock.patch.dict(os.environ, SAME_PRIORITY), ray_session(ComputeSpec(), num_cpus=NUM_WORKERS + 1):
-        for _ in range(pairs):
+        for _ in range(warm_ups + pairs):
             for way, opened in ways.items():
                 # workers may still be writing while they are ended
                 with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tally, opened(Path(tally)) as batches:
                     rates[way].append(images_per_cpu_s(batches, lengths, Path(tally), alone=way == "threads"))
-    return rates
+    return {way: runs[warm_ups:] for way, runs in rates.items()}
 
 
 def images_per_cpu_s(batches: Iterator[Any], lengths: Lengths, tally: Path, *, alone: bool) -> tuple[float, float]:

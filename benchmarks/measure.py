@@ -29,6 +29,11 @@ class Effort:
         return replace(self, pairs=min(self.pairs, 3))
 
     @property
+    def more(self) -> Effort:
+        """For work of many seconds whose single pairs differ by a tenth: nearly twice as many pairs."""
+        return replace(self, pairs=2 * self.pairs - 1)
+
+    @property
     def many(self) -> Effort:
         """For single pairs that differ by more than what is asked for: three times as many pairs."""
         return replace(self, pairs=3 * self.pairs)

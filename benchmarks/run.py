@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from benchmarks import (
     codec,
+    colors,
     confusion,
     criss_cross,
     data_path,
@@ -29,6 +30,7 @@ from benchmarks.measure import Benchmark, command
 SUITE: tuple[Benchmark, ...] = (
     deciles.entries,
     codec.entries,
+    colors.entries,
     confusion.entries,
     eval_path.entries,
     smoothgrad.entries,

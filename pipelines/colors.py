@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import torch
 import torchvision.transforms.v2.functional as tv  # type: ignore[import-untyped]
 from torch import Tensor
 from torch.nn import functional
 
 from seg_models.recipes.recipe import AugmentSpec
 
+GREY = (0.2989, 0.587, 0.114)
+"""Shares of red, green and blue in the brightness of a pixel, as torchvision has them (ITU-R 601-2)."""
 REACH = 4.0  # the blur's kernel ends at this many sigmas
 
 
@@ -34,18 +37,45 @@ def jitter(image: Tensor, *, spec: AugmentSpec, draws: ColorDraws) -> Tensor:
     Returns:
         The same shape and type.
     """
-    if spec.brightness:
-        image = tv.adjust_brightness(image, _factor(spec.brightness, draws.brightness))
-    if spec.contrast:
-        image = tv.adjust_contrast(image, _factor(spec.contrast, draws.contrast))
-    if spec.saturation:
-        image = tv.adjust_saturation(image, _factor(spec.saturation, draws.saturation))
+    if spec.brightness or spec.contrast or spec.saturation:
+        image = _adjusted(image, spec=spec, draws=draws)
     if spec.hue:
         image = tv.adjust_hue(image, spec.hue * (2 * draws.hue - 1))
     if spec.blur is not None and draws.blur < spec.blur_share:
         low, high = spec.blur
         image = _blurred(image, low + (high - low) * draws.sigma)
     return image
+
+
+def _adjusted(image: Tensor, *, spec: AugmentSpec, draws: ColorDraws) -> Tensor:
+    """What torchvision's `adjust_brightness`, `adjust_contrast` and `adjust_saturation` give one after the other.
+
+    To the bit, in under half the time: whole numbers are kept in float32 between the three, converted once.
+    """
+    pixels = image.to(torch.float32)
+    if spec.brightness:
+        _whole(pixels.mul_(_factor(spec.brightness, draws.brightness)))
+    if spec.contrast:
+        _blend(pixels, _grey(pixels).mean(), _factor(spec.contrast, draws.contrast))
+    if spec.saturation:
+        _blend(pixels, _grey(pixels), _factor(spec.saturation, draws.saturation))
+    return pixels.to(torch.int16).to(torch.uint8)  # in two steps torch uses vector instructions
+
+
+def _blend(pixels: Tensor, other: Tensor, factor: float) -> None:
+    _whole(pixels.mul_(factor).add_(other, alpha=1.0 - factor))
+
+
+def _whole(pixels: Tensor) -> None:
+    """What a conversion to uint8 keeps."""
+    pixels.clamp_(0, 255).floor_()
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    """(h, w) of whole numbers."""
+    red, green, blue = pixels
+    grey: Tensor = red.mul(GREY[0]).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2]).floor_()
+    return grey
 
 
 def _factor(strength: float, draw: float) -> float:

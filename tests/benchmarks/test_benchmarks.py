@@ -17,6 +17,7 @@ import torch
 
 from benchmarks import (
     codec,
+    colors,
     confusion,
     criss_cross,
     data_path,
@@ -44,6 +45,7 @@ TINY = Effort(pairs=1, tiny=True)
 NAMES = {
     deciles: {f"deciles_{peer}{ending}" for peer in ("torch", "numpy") for ending in ("", "_224", "_float64")},
     codec: {"label_codec_bytes", "label_codec_encode", "label_codec_decode"},
+    colors: {"colors_torchvision"},
     confusion: {"confusion_numpy", "confusion_mmseg", "confusion_torchmetrics"},
     eval_path: {"eval_path_memory", "eval_path_time"},
     position_attention: {"pam_time", "pam_memory"},

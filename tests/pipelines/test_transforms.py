@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision.transforms.v2.functional as tv  # type: ignore[import-untyped]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
+from pipelines.colors import ColorDraws, jitter
 from pipelines.crops import class_indices
 from pipelines.labels import LabelSpace
 from pipelines.transforms import PAD_COLOR, Draws, augment, target_size
@@ -261,6 +263,25 @@ def test_a_new_colour_setting_moves_neither_crop_nor_the_other_colours(change: d
         again = Draws.taken(rng(seed))
         assert (again.scale, again.corners[0], again.flip) == (numbers[0], tuple(numbers[1:3]), numbers[3])
         assert again.colors[:3] == tuple(numbers[4:7])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 90), (240, 320), (713, 713)])
+@pytest.mark.parametrize("strengths", [(0.2, 0.2, 0.2), (1.7, 0.0, 1.0), (0.0, 1.7, 0.0), (0.5, 1.0, 0.5)])
+def test_brightness_contrast_and_saturation_equal_torchvisions_to_the_bit(
+    size: tuple[int, int], strengths: tuple[float, float, float]
+) -> None:
+    spec = AugmentSpec(crop=size, brightness=strengths[0], contrast=strengths[1], saturation=strengths[2])
+    for seed in range(4):
+        random = rng(seed)
+        image = torch.from_numpy(random.integers(0, 256, (3, *size), np.uint8))
+        draws = ColorDraws(*random.random(6).tolist())
+        before, expected = image.clone(), image
+        changes = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)
+        for change, strength, draw in zip(changes, strengths, draws[:3], strict=True):
+            low = max(0.0, 1 - strength)
+            expected = change(expected, low + (1 + strength - low) * draw)
+        assert torch.equal(jitter(image, spec=spec, draws=draws), expected)
+        assert torch.equal(image, before)
 
 
 def test_the_hue_turns_to_either_side_and_grey_stays_grey() -> None:
